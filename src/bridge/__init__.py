@@ -1,0 +1,1 @@
+"""bridge: the event router for LoRaWAN networks on The Things Stack."""

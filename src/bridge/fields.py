@@ -1,0 +1,131 @@
+"""What config and rule models are made of, and how their mistakes read.  No I/O in this file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from bridge.errors import Mistake
+from bridge.yamltext import Document
+
+
+class Section(BaseModel):
+    """Base of every model that stands for a part of a file."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        regex_engine="rust-regex",
+    )
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\Z")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB|TiB)?\Z")
+_BYTES = {
+    "B": 1,
+    "kB": 1000,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+
+
+def seconds(value: object) -> float:
+    """Seconds in `200ms`, `10s`, `5m`, `2h`, `7d`; raises ValueError."""
+    found = _DURATION.match(value) if isinstance(value, str) else None
+    if not found:
+        if isinstance(value, float) and not isinstance(value, bool):
+            return value  # a default, already in seconds
+        raise ValueError("write a duration with its unit: 200ms, 10s, 5m, 2h or 7d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def size(value: object) -> int:
+    """Bytes in `512MiB`, `4GiB`, `1MB` or a plain number; raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    found = _SIZE.match(value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError("write a size with its unit, such as 512MiB or 4GiB")
+    return int(found[1]) * _BYTES[found[2] or "B"]
+
+
+Duration: TypeAlias = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str)]
+"""Seconds, written with a unit."""
+
+Size: TypeAlias = Annotated[int, BeforeValidator(size, json_schema_input_type=str | int)]
+"""Bytes, written with a unit."""
+
+
+def mistakes(
+    error: ValidationError, document: Document, model: type[BaseModel], at: Sequence[str | int] = ()
+) -> list[Mistake]:
+    """Every mistake pydantic found in *document* below the path *at*, with its line and what to do."""
+    known = frozenset(_keys(model, set()))
+    return [
+        document.mistake(_written(document, (*at, *details["loc"]), details), _advice(details, known))
+        for details in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _written(document: Document, loc: Sequence[str | int], details: ErrorDetails) -> tuple[str | int, ...]:
+    """*loc* without what the file does not have: the tags of tagged unions, validator names."""
+    path: list[str | int] = []
+    value = document.value
+    for step in loc:
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+            path.append(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+            path.append(step)
+    if details["type"] == "missing" and loc[-1] not in path[-1:]:
+        path.append(loc[-1])
+    return tuple(path)
+
+
+def _advice(details: ErrorDetails, known: frozenset[str]) -> str:
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
+        return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    if kind == "missing":
+        return "is required"
+    if kind in ("literal_error", "union_tag_invalid"):
+        context = details.get("ctx", {})
+        expected = context.get("expected") or context.get("expected_tags")
+        return f"must be one of {expected}"
+    if kind == "union_tag_not_found":
+        return "type is required"
+    message = details["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:] if kind != "value_error" else message
+
+
+def _keys(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
+    """Every key that may stand in *model* or below it: what a suggestion is taken from."""
+    if model in seen:
+        return
+    seen.add(model)
+    for name, info in model.model_fields.items():
+        yield info.alias or name
+        for inner in _models(info.annotation):
+            yield from _keys(inner, seen)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)

@@ -1,0 +1,248 @@
+"""What was accepted and not yet delivered: the contract every outbox fulfils.
+
+`accept` and `settle` are each one transaction: when they return, it is on disk; when they raise
+`OutboxError`, nothing of it happened and the caller tries again with the same arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from bridge.delivery import Delivery, Reason, Route, Settlement
+from bridge.event import Event
+
+T = TypeVar("T")
+
+
+class Offload(Protocol):
+    """Run a blocking call elsewhere: a thread in production, in place on virtual time."""
+
+    async def __call__(self, call: Callable[[], T], /) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """One received event and what the rules want of it.
+
+    *matched*: a rule or an alert looked at it (even if sampling or an empty `send` left no routes).
+    """
+
+    source: str
+    event: Event
+    """As it is to be stored: redacted."""
+    received: float
+    """Unix seconds."""
+    matched: bool
+    routes: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One transaction's worth of input; *cursors* maps (source, identifier) to ns of server time.
+
+    A stored cursor never moves back. *starts* sets cursors only where there are none.
+    """
+
+    intakes: Sequence[Intake] = ()
+    cursors: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    starts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of a batch: *fresh* is False for each intake that was a duplicate, in its order."""
+
+    fresh: tuple[bool, ...]
+    sinks: frozenset[str]
+    """Which sinks got a new delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """*next_due* is when the earliest delivery not in *deliveries* falls due, unix seconds; None if none waits."""
+
+    deliveries: tuple[Delivery, ...]
+    next_due: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTotals:
+    """received = duplicate + unmatched + accepted, in events since the store was made."""
+
+    received: int = 0
+    duplicate: int = 0
+    unmatched: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SinkTotals:
+    """accepted = delivered + dead + dropped + waiting, in deliveries; *dead* and *waiting* are held now.
+
+    Beside the sum: *retried* attempts that will be made again, *died* dead letters ever written.
+    """
+
+    accepted: int = 0
+    delivered: int = 0
+    dead: int = 0
+    dropped: int = 0
+    waiting: int = 0
+    retried: int = 0
+    died: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PauseState:
+    """A paused sink: *since* and *until* in unix seconds, *probes* made so far, *paused* seconds before."""
+
+    reason: Reason
+    error: str
+    since: float
+    until: float
+    probes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """The JSON of `dead-letters --json` is these fields but *response* (DESIGN.md §2.1); times in unix seconds."""
+
+    id: str
+    sink: str
+    rule: str
+    name: str
+    unique_id: str
+    reason: Reason
+    attempts: int
+    first: float
+    last: float
+    status: int | None
+    error: str = ""
+    response: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Fields are ANDed, None matches all; *since* in unix seconds of the last attempt."""
+
+    ids: Collection[str] | None = None
+    sink: str | None = None
+    rule: str | None = None
+    reason: str | None = None
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that was made; *at* unix seconds, *duration* seconds."""
+
+    number: int
+    at: float
+    duration: float
+    outcome: str
+    reason: str = ""
+    status: int | None = None
+    error: str = ""
+    response: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedDelivery:
+    """*state* is waiting, delivered, dead or dropped."""
+
+    id: str
+    rule: str
+    sink: str
+    state: str
+    attempts: tuple[Attempt, ...]
+    due: float | None = None
+    """Unix seconds of the next attempt, while waiting."""
+    at: float | None = None
+    """Unix seconds at which it was settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything still known of one event."""
+
+    unique_id: str
+    received: float
+    name: str = ""
+    source: str = ""
+    deliveries: tuple[TracedDelivery, ...] = ()
+
+
+class Outbox(Protocol):
+    """Safe to call from any number of tasks at once; calls that wait together share one commit."""
+
+    async def accept(self, batch: Batch) -> Accepted:
+        """Store *batch*: ids, bodies, deliveries, cursors and totals, all or nothing.
+
+        An id seen within the dedup window, counted from `Intake.received`, is a duplicate, matched or
+        not; so is a repeat within *batch*. An unmatched event leaves its cursor and its count, no id.
+        """
+        ...
+
+    async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
+        """Up to *limit* deliveries for *sink* that are due at *now*, oldest due first, without the rows *taken*.
+
+        One due further ahead than *horizon* seconds is due now: the clock has jumped.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Record attempts and their verdicts. A delivery that is no longer waiting is passed over."""
+        ...
+
+    async def cursors(self, source: str) -> dict[str, int]:
+        """Identifier to ns of server time."""
+        ...
+
+    async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
+        """The last ids seen at the cursor, newest last."""
+        ...
+
+    def source_totals(self) -> Mapping[str, SourceTotals]:
+        """As of the last commit; sources that were ever seen."""
+        ...
+
+    def sink_totals(self) -> Mapping[str, SinkTotals]: ...
+
+    async def oldest(self, sink: str) -> float | None:
+        """Unix seconds at which the oldest waiting delivery of *sink* was received; None if none waits."""
+        ...
+
+    async def pauses(self) -> dict[str, PauseState]: ...
+
+    async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
+        """Begin, renew or (None) end the pause of *sink*; ending it adds to its paused seconds."""
+        ...
+
+    async def paused_seconds(self, sink: str, now: float) -> float:
+        """All the seconds *sink* was paused, a running pause included."""
+        ...
+
+    async def dead_letters(
+        self, wanted: DeadLetterFilter, *, limit: int, after: str | None = None
+    ) -> list[DeadLetter]:
+        """Oldest first; *after* is the id the previous page ended with."""
+        ...
+
+    async def retry_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
+        """Make them wait again as attempt 1, due *now*, same delivery id; returns how many."""
+        ...
+
+    async def drop_dead_letters(self, wanted: DeadLetterFilter) -> int:
+        """Forget them, counted as dropped; returns how many."""
+        ...
+
+    async def trace(self, unique_id: str) -> Trace | None: ...
+
+    async def tidy(self, now: float) -> None:
+        """Let go of what its window or retention no longer keeps; give free pages back. Short steps."""
+        ...
+
+    async def bytes_used(self) -> int:
+        """Bytes in use: pages plus write-ahead log."""
+        ...

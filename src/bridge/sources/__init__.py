@@ -1,0 +1,77 @@
+"""Where events come from. A source only reads and hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from anyio.streams.memory import MemoryObjectSendStream
+
+from bridge.event import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One event as a source read it.
+
+    *cursors* is where the cursors of the identifiers that brought it may move when it is stored:
+    nanoseconds of server time, one entry an identifier (`application:plant-a`); empty while the stream
+    still replays (DESIGN.md §3).
+    """
+
+    source: str
+    event: Event
+    received: float
+    """Unix seconds, local clock."""
+    cursors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A stream opened: where the cursors of identifiers that have none yet begin, in ns of server time.
+
+    Stored at once, so that a crash before the first event does not lose what came in between.
+    """
+
+    source: str
+    cursors: Mapping[str, int]
+
+
+Reading: TypeAlias = Arrival | Started
+
+
+class Source(Protocol):
+    """One configured source."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
+        """Read until cancelled (a replay: until its file ends), reconnecting as often as it takes.
+
+        Nothing here waits for rules, disk or sinks: *into* is a bounded buffer, and the seconds spent
+        waiting for it are `bridge_source_blocked_seconds_total`. Failures of the upstream are logged when
+        they begin and when they end; they never end `run`.
+        """
+        ...
+
+    def status(self) -> SourceStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """What `/api/status` and `/readyz` say of a source."""
+
+    connected: bool
+    ready: bool
+    """Connected, or in a known backoff; a refused key is neither."""
+    error: str = ""
+    """Why it is not connected, one line; no secret."""
+    streams: int = 0
+    retry_in: float | None = None
+    """Seconds until the next attempt."""
+    warnings: tuple[str, ...] = ()
+    """What the server said in `X-Warning`."""
+    finished: bool = False
+    """A replay whose file has ended."""

@@ -1,0 +1,169 @@
+"""YAML text to values, knowing the line of each, and scalars as they are written.  No I/O in this file.
+
+YAML 1.2's core schema, not PyYAML's 1.1: `off` and `2026-01-01` are strings, `1:30` is no number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import yaml
+
+from bridge.errors import ConfigError, Mistake
+
+Path: TypeAlias = tuple[str | int, ...]
+
+MAX_NODES = 1_000_000  # aliases of aliases grow without end; no file of ours comes near
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes only; `yaml_implicit_resolvers` is the core schema of YAML 1.2.2 §10.3.2."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for tag, pattern, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{tag}",
+        re.compile(f"^(?:{pattern})$"),
+        list(first),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed file."""
+
+    file: str
+    value: Any
+    lines: dict[Path, int]
+    """Where each key and list item stands, from 1."""
+
+    def line(self, path: Sequence[str | int]) -> int:
+        """The line of *path*, or of the nearest thing above it that the file has."""
+        steps = tuple(path)
+        while steps and steps not in self.lines:
+            steps = steps[:-1]
+        return self.lines.get(steps, 1)
+
+    def mistake(self, path: Sequence[str | int], advice: str) -> Mistake:
+        return Mistake(self.file, self.line(path), dotted(path), advice)
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """`sinks.ops.url`, `rules[2].match` (items from 0, as in JSON paths)."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def parse(text: str, file: str, as_written: Callable[[Path], bool] = lambda _path: False) -> Document:
+    """The values of *text*; raises ConfigError.
+
+    A scalar (also one in a list) at a path for which *as_written* holds stays the text it is in the
+    file: an application may be called `off`, `0123` or `26000000`. So do all mapping keys. A null
+    stays null everywhere.
+    """
+    try:
+        root = yaml.compose(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        advice = f"not valid YAML: {error.problem or error.context}"
+        raise ConfigError([Mistake(file, mark.line + 1 if mark else 0, "", advice)]) from None
+    except yaml.YAMLError as error:
+        advice = f"not valid YAML: {str(error).splitlines()[0]}"
+        raise ConfigError([Mistake(file, 0, "", advice)]) from None
+    reader = _Reader(file, as_written)
+    value = reader.read(root, ()) if root is not None else None
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return Document(file, value, reader.lines)
+
+
+class _Reader:
+    def __init__(self, file: str, as_written: Callable[[Path], bool]) -> None:
+        self.file = file
+        self.as_written = as_written
+        self.lines: dict[Path, int] = {}
+        self.mistakes: list[Mistake] = []
+        self.nodes = 0
+
+    def read(self, node: yaml.Node, path: Path) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise ConfigError([Mistake(self.file, 0, "", "too large; look for nested aliases")])
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.item(child, (*path, i)) for i, child in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def item(self, node: yaml.Node, path: Path) -> Any:
+        self.lines[path] = node.start_mark.line + 1
+        return self.read(node, path)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        own: set[str] = set()
+        for key, child in node.value:
+            if key.tag.endswith(":merge"):
+                for name, value in self.merged(child, path).items():
+                    values.setdefault(name, value)
+                continue
+            name = str(key.value)
+            if not isinstance(key, yaml.ScalarNode) or name in own:
+                advice = "key appears twice; keep one" if name in own else "a key must be a word"
+                line = key.start_mark.line + 1
+                self.mistakes.append(Mistake(self.file, line, dotted((*path, name)), advice))
+                continue
+            own.add(name)
+            self.lines[(*path, name)] = key.start_mark.line + 1
+            values[name] = self.read(child, (*path, name))
+        return values
+
+    def merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        values: dict[str, Any] = {}
+        for part in parts:
+            if isinstance(part, yaml.MappingNode):
+                values = self.mapping(part, path) | values
+        return values
+
+    def scalar(self, node: yaml.Node, path: Path) -> Any:
+        text = str(node.value)
+        kind = node.tag.rpartition(":")[2]
+        if kind == "null":
+            return None
+        if kind == "str" or self.as_written(path):
+            return text
+        try:
+            return _CONSTRUCT[kind](text)
+        except (KeyError, ValueError):
+            advice = f"tag {node.tag} is not used here; write a plain value"
+            self.mistakes.append(Mistake(self.file, node.start_mark.line + 1, dotted(path), advice))
+            return None
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_CONSTRUCT: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: text.lower() == "true",
+    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "float": _float,
+}
