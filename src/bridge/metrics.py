@@ -92,6 +92,19 @@ class Metrics:
             "bridge_sink_pause_seconds_total", "Time the sink was paused.", ("sink", "reason")
         )
 
+        self.outbox_oldest_age = gauge(
+            "bridge_outbox_oldest_age_seconds", "Age of the oldest delivery that waits.", sink
+        )
+        self.store_bytes = gauge("bridge_store_bytes", "Bytes in use: pages and write-ahead log.", ())
+        self.build_info = gauge("bridge_build_info", "Always 1.", ("version",))
+        self.config_hash = gauge("bridge_config_hash", "A number made from the running config.", ())
+        self.reload_successful = gauge(
+            "bridge_config_last_reload_successful", "1 if the last load of the config succeeded.", ()
+        )
+        self.reload_time = gauge(
+            "bridge_config_last_reload_success_timestamp_seconds", "When the config was loaded.", ()
+        )
+
     def prepare(self, *, sources: Iterable[str], sinks: Iterable[str], rules: Iterable[str]) -> None:
         """Make every series of these names, at 0."""
         for name in sources:
@@ -109,6 +122,7 @@ class Metrics:
         for name in sinks:
             self.delivery_latency.labels(name)
             self.end_to_end_latency.labels(name)
+            self.outbox_oldest_age.labels(name)
             for reason in REASONS:
                 self.delivery_failures.labels(name, reason)
                 self.sink_paused.labels(name, reason)

@@ -1,0 +1,110 @@
+"""From what a source read to what is on disk: rules decide, the outbox stores, in one transaction a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from bridge.delivery import Route
+from bridge.errors import OutboxError
+from bridge.metrics import Metrics
+from bridge.outbox import Accepted, Batch, Intake, Outbox
+from bridge.redact import Redactor
+from bridge.rules import Rule, RuleSet
+from bridge.sources import Arrival, Reading, Started
+
+log = structlog.get_logger()
+
+BATCH_LIMIT = 512  # readings a transaction: 10 times fewer is slower, more only delays the first
+RETRY_WAITS = (0.1, 0.5, 2.0, 5.0)  # seconds between tries to store a batch; the last is repeated
+
+
+@dataclass(slots=True)
+class Ingest:
+    """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery."""
+
+    outbox: Outbox
+    rules: Callable[[], RuleSet]
+    redactor: Redactor
+    metrics: Metrics
+    wake: Callable[[frozenset[str]], None]
+    storing: bool = True
+    """False while the disk does not take what is read."""
+
+    async def run(self, readings: MemoryObjectReceiveStream[Reading]) -> None:
+        """Store what comes until all sources have let go of the stream.
+
+        A batch is whatever came while the last one was written: one event when it is quiet, hundreds
+        under load. A batch the disk does not take is tried again for ever: the buffer fills up behind
+        it, the sources wait, and their cursors stand still.
+        """
+        async for first in readings:
+            taken = [first, *waiting(readings, BATCH_LIMIT - 1)]
+            rules = self.rules()
+            arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
+            matched = [rules.select(arrival.event) for arrival in arrivals]
+            intakes = [
+                intake(arrival, wanted, self.redactor)
+                for arrival, wanted in zip(arrivals, matched, strict=True)
+            ]
+            accepted = await self._store(batch(taken, intakes))
+            self._count(matched, accepted)
+            self.wake(accepted.sinks)
+
+    async def _store(self, transaction: Batch) -> Accepted:
+        failures = 0
+        while True:
+            try:
+                accepted = await self.outbox.accept(transaction)
+            except OutboxError as error:
+                if not failures:
+                    log.error("events cannot be stored, reading waits", error=str(error))
+                await anyio.sleep(RETRY_WAITS[min(failures, len(RETRY_WAITS) - 1)])
+                failures += 1
+                self.storing = False
+            else:
+                if failures:
+                    log.info("events can be stored again", tries=failures)
+                self.storing = True
+                return accepted
+
+    def _count(self, matched: Sequence[tuple[Rule, ...]], accepted: Accepted) -> None:
+        for wanted, fresh in zip(matched, accepted.fresh, strict=True):
+            for rule in wanted if fresh else ():
+                self.metrics.rule_matches.labels(rule.name).inc()
+
+
+def waiting(readings: MemoryObjectReceiveStream[Reading], limit: int) -> list[Reading]:
+    """What is already there to be read, up to *limit*."""
+    found: list[Reading] = []
+    try:
+        while len(found) < limit:
+            found.append(readings.receive_nowait())
+    except (anyio.WouldBlock, anyio.EndOfStream):
+        pass
+    return found
+
+
+def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor) -> Intake:
+    """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept."""
+    routes = tuple(Route(rule.name, sink) for rule in wanted for sink in rule.send)
+    event = redactor.redact(arrival.event) if routes else arrival.event
+    return Intake(arrival.source, event, arrival.received, bool(wanted), routes)
+
+
+def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:
+    """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
+    cursors: dict[tuple[str, str], int] = {}
+    starts: dict[tuple[str, str], int] = {}
+    for reading in readings:
+        for identifier, at in reading.cursors.items():
+            key = reading.source, identifier
+            if isinstance(reading, Started):
+                starts.setdefault(key, at)
+            else:
+                cursors[key] = max(at, cursors.get(key, 0))
+    return Batch(intakes, cursors, starts)
