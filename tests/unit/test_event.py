@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.event import Entity, Event, Identifiers, entities, ids_of, nanoseconds, order_key, rfc3339
 
 
-def event(*identifiers: dict[str, object]) -> Event:
+def event(*identifiers: Mapping[str, object]) -> Event:
     ids = msgspec.convert(list(identifiers), tuple[Identifiers, ...])
     return Event("as.up.data.forward", "", 0, "01M8", ids, b"{}")
 

@@ -73,8 +73,16 @@ def test_a_named_time_pauses_the_sink_that_long(status: int, reason: str) -> Non
 
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(408, "client_error"), (425, "client_error"), (429, "rate_limited"), (500, "server_error")]
-    + [(502, "server_error"), (503, "server_error"), (599, "server_error"), (418, "client_error")],
+    [
+        (408, "client_error"),
+        (425, "client_error"),
+        (429, "rate_limited"),
+        (500, "server_error"),
+        (502, "server_error"),
+        (503, "server_error"),
+        (599, "server_error"),
+        (418, "client_error"),
+    ],
 )
 def test_everything_else_is_tried_again(status: int, reason: str) -> None:
     """Without a time named, this delivery waits and the others go on."""
