@@ -1,0 +1,168 @@
+"""SIGKILL at random moments: a real process, a real broker, a real HTTP receiver, a failing upstream."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+import paho.mqtt.client as mqtt
+import pytest
+
+from bridge.event import Entity, rfc3339
+from bridge.receiver import receive
+from bridge.standin import World, serve
+from bridge.standin.faults import Cut, Duplicate, ErrorFrame, Reorder
+from bridge.standin.ids import ulid
+from tests.integration.process import announced, start, until_settled, violations
+from tests.recordings import documents
+from tests.servers import Mosquitto, mosquitto
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.timeout(300)]
+
+KILLS = 30
+PER_SECOND = 150.0
+IN_FLIGHT = {"crm": 16, "broker": 20}
+TOKEN = "NNSXS.AAAAAAAA.BBBBBBBB"
+
+CONFIG = """
+sources:
+  eu1:
+    type: tts
+    url: {tts}
+    api_key: {token}
+    overlap: 5s
+    identifiers:
+      - application: plant-a
+      - application: plant-b
+{devices}
+sinks:
+  crm:
+    type: webhook
+    url: {crm}
+    max_in_flight: 16
+    allow_private_networks: true
+    retry: {{initial: 200ms, max: 1s}}
+  broker:
+    type: mqtt
+    url: {broker}
+    topic: "bridge/{{{{ ids.path or 'none' }}}}"
+    max_in_flight: 20
+    retry: {{initial: 200ms, max: 1s}}
+rules: [rules.yaml]
+admin: {{listen: "127.0.0.1:0"}}
+log: {{format: json}}
+"""
+
+RULES = """
+rules:
+  - name: everything
+    match: {}
+    send: [crm, broker]
+"""
+
+
+def fresh(rng: random.Random) -> Iterator[bytes]:
+    """Recorded device events without end, each with an id and a time of its own."""
+    recorded = [each for each in documents("devices.sse") if "device_ids" in each["identifiers"][0]]
+    for event in itertools.cycle(recorded):
+        ns = time.time_ns()
+        yield msgspec.json.encode(event | {"unique_id": ulid(ns, rng), "time": rfc3339(ns)})
+
+
+async def publish(world: World, rng: random.Random, published: list[str], stop: anyio.Event) -> None:
+    for body in fresh(rng):
+        if stop.is_set():
+            return
+        published.append(json.loads(body)["unique_id"])
+        world.publish(body)
+        await anyio.sleep(rng.expovariate(PER_SECOND))
+
+
+@asynccontextmanager
+async def subscribed(broker: Mosquitto, topic: str) -> AsyncIterator[list[str]]:
+    """The unique_ids that arrive at *topic*, by a client of its own that never loses its place."""
+    arrived: list[str] = []
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "listener", clean_session=False)
+    client.on_message = lambda _client, _data, message: arrived.append(
+        json.loads(message.payload)["unique_id"]
+    )
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    client.subscribe(topic, qos=1)
+    try:
+        yield arrived
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def devices() -> str:
+    found = {
+        (ids["application_ids"]["application_id"], ids["device_id"])
+        for event in documents("devices.sse")
+        for ids in [each.get("device_ids") for each in event["identifiers"]]
+        if ids
+    }
+    return "\n".join(f"      - device: {application}/{device}" for application, device in sorted(found))
+
+
+def trouble(rng: random.Random) -> tuple[Cut | ErrorFrame, ...]:
+    """How a stream ends by itself, if it does: torn in the middle of an event, or with an error."""
+    after = rng.randrange(20, 400)
+    return rng.choice(((), (Cut(after, rng.random()),), (ErrorFrame(after),)))
+
+
+async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
+    """Nothing is missing at either receiver; repeats ≤ what was in flight at the kills; the sums hold."""
+    rng = random.Random(20261124)
+    everywhere = (Duplicate(0.05), Reorder(8, 0.05))
+    world = World({TOKEN: "all"}, entities=[Entity("application", "plant-b")], rng=rng)
+    published: list[str] = []
+    posted: list[str] = []
+
+    with mosquitto(tmp_path / "mosquitto") as broker:
+        async with (
+            serve(world) as upstream,
+            receive(on_delivery=lambda got: posted.append(json.loads(got.body)["unique_id"])) as crm,
+            subscribed(broker, "bridge/#") as arrived,
+            anyio.create_task_group() as tasks,
+        ):
+            config = CONFIG.format(
+                tts=upstream.url, token=TOKEN, crm=crm.url, broker=broker.url(), devices=devices()
+            )
+            (tmp_path / "bridge.yaml").write_text(config)
+            (tmp_path / "rules.yaml").write_text(RULES)
+            stop = anyio.Event()
+            world.faults.always = everywhere
+            bridge = await announced(start(tmp_path))
+            tasks.start_soon(publish, world, rng, published, stop)
+            for _ in range(KILLS):
+                world.faults.on_open(*everywhere, *trouble(rng))
+                await anyio.sleep(rng.uniform(0.05, 1.0))
+                bridge.kill()
+                seen = bridge.log.stat().st_size
+                bridge = await announced(start(tmp_path), since=seen)
+            await anyio.sleep(2.0)
+            stop.set()
+            world.faults.opens.clear()
+            await until_settled(bridge, {"crm": len(published), "broker": len(published)})
+            assert bridge.terminate() == 0
+
+    assert len(published) > 1000
+    assert set(published) - set(posted) == set()
+    assert set(published) - set(arrived) == set()
+    assert repeats(posted) <= KILLS * IN_FLIGHT["crm"]
+    assert repeats(arrived) <= KILLS * IN_FLIGHT["broker"]
+    assert await violations(tmp_path / "bridge.db") == []
+
+
+def repeats(ids: list[str]) -> int:
+    return sum(count - 1 for count in Counter(ids).values())

@@ -1,0 +1,286 @@
+"""A dispatcher on virtual time, over the real outbox and a sink that answers as told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import pytest
+import trio
+
+from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
+from bridge.dispatch import Dispatcher
+from bridge.errors import OutboxError
+from bridge.event import Event
+from bridge.metrics import Metrics
+from bridge.outbox import Batch, DeadLetterFilter, Intake, Outbox
+from bridge.outbox.sqlite import open_outbox
+from bridge.retry import RetryPolicy
+
+T = TypeVar("T")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
+
+POLICY = RetryPolicy(initial=5, max=3600, give_up_after=86400)
+
+
+@dataclass
+class Disk:
+    """An offload in place; refuses while *full*."""
+
+    full: bool = False
+
+    async def __call__(self, call: Callable[[], T]) -> T:
+        await anyio.lowlevel.checkpoint()
+        if self.full:
+            raise OutboxError("disk full", full=True)
+        return call()
+
+
+@dataclass
+class ToldSink:
+    """Answers with *answers* in turn, the last one for ever; each takes *seconds*."""
+
+    answers: list[Outcome]
+    seconds: float = 0.1
+    max_in_flight: int = 4
+    name: str = "crm"
+    calls: list[tuple[float, str]] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+
+    async def send(self, delivery: Delivery) -> Outcome:
+        self.calls.append((trio.current_time(), delivery.event.unique_id))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await anyio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+OK = Delivered(200)
+AWAY = RetryLater(Failure("connect", "connection refused"))
+WRONG = Pause(Failure("auth", "HTTP 401", 401))
+
+
+def now() -> float:
+    return 1_000_000.0 + trio.current_time()
+
+
+@asynccontextmanager
+async def store(path: Path, disk: Disk) -> AsyncIterator[Outbox]:
+    async with open_outbox(
+        path / "bridge.db",
+        durability="process",
+        dedup_window=1000.0,
+        dead_letter_retention=1e9,
+        trace_retention=1e9,
+        offload_write=disk,
+        offload_read=Disk(),
+    ) as outbox:
+        yield outbox
+
+
+async def fill(outbox: Outbox, ids: Sequence[str]) -> None:
+    intakes = [
+        Intake("eu1", Event("a.b", "", 0, each, (), b"{}"), now(), True, (Route("r", "crm"),)) for each in ids
+    ]
+    await outbox.accept(Batch(intakes))
+
+
+def dispatcher(sink: ToldSink, outbox: Outbox, metrics: Metrics | None = None) -> Dispatcher:
+    return Dispatcher(sink, outbox, POLICY, metrics or Metrics(), now=now, chance=lambda: 0.5)
+
+
+@asynccontextmanager
+async def running(each: Dispatcher) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(each.run)
+        yield
+        each.stop()
+
+
+async def test_what_waits_is_delivered_once(tmp_path: Path) -> None:
+    """And is gone from the queue."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1", "2", "3"])
+        sink = ToldSink([OK])
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(10)
+        assert sorted(unique_id for _, unique_id in sink.calls) == ["1", "2", "3"]
+        assert outbox.sink_totals()["crm"].delivered == 3
+        assert outbox.sink_totals()["crm"].waiting == 0
+
+
+async def test_a_wake_is_enough_to_start(tmp_path: Path) -> None:
+    """A new delivery does not wait for a timer."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK])
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(5)
+            await fill(outbox, ["1"])
+            each.wake()
+            await anyio.sleep(1)
+        assert [at for at, _ in sink.calls] == [5.0]
+
+
+async def test_no_more_than_max_in_flight_run_at_once(tmp_path: Path) -> None:
+    """And that many do."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(100)])
+        sink = ToldSink([OK], max_in_flight=7)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(60)
+        assert (sink.most, len(sink.calls)) == (7, 100)
+
+
+async def test_a_failed_delivery_comes_back_after_its_wait(tmp_path: Path) -> None:
+    """Half of 5 s, half of 10 s after the failures."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = ToldSink([AWAY, AWAY, OK], seconds=0.0)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(60)
+        assert [round(at, 2) for at, _ in sink.calls] == [0.0, 2.5, 7.5]
+        assert outbox.sink_totals()["crm"].retried == 2
+
+
+async def test_a_failing_delivery_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    """The slot is free while it waits."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1", "2", "3"])
+        sink = ToldSink([AWAY, OK], seconds=0.01, max_in_flight=1)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(1)
+            assert [unique_id for _, unique_id in sink.calls] == ["1", "2", "3"]
+
+
+async def test_a_wrong_sink_is_paused_and_probed_with_one(tmp_path: Path) -> None:
+    """Nothing waiting is tried while the token is wrong; afterwards all of it arrives."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(20)])
+        sink = ToldSink([WRONG] * 4 + [WRONG, OK], max_in_flight=4)
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(2)
+            assert len(sink.calls) == 4
+            assert each.pause is not None
+            await anyio.sleep(3600)
+            assert each.pause is None
+        assert outbox.sink_totals()["crm"].delivered == 20
+        assert outbox.sink_totals()["crm"].dead == 0
+        assert await outbox.pauses() == {}
+
+
+async def test_probes_come_ever_more_rarely_up_to_an_hour(tmp_path: Path) -> None:
+    """One delivery an hour is what a dead token costs."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1", "2"])
+        sink = ToldSink([WRONG], seconds=0.0, max_in_flight=1)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(3 * 86400)
+        waits = [
+            later - earlier for (earlier, _), (later, _) in zip(sink.calls, sink.calls[1:], strict=False)
+        ]
+        assert all(b >= a for a, b in itertools.pairwise(waits))
+        assert 1800 <= waits[-1] <= 3600
+        assert outbox.sink_totals()["crm"].waiting == 2
+
+
+async def test_the_receiver_names_the_length_of_the_pause(tmp_path: Path) -> None:
+    """Retry-After: 30."""
+    asked = Pause(Failure("rate_limited", "HTTP 429", 429), 30.0)
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1", "2"])
+        sink = ToldSink([asked, OK], seconds=0.0, max_in_flight=1)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(60)
+        assert [round(at, 2) for at, _ in sink.calls] == [0.0, 30.0, 30.0]
+
+
+async def test_a_pause_survives_a_restart(tmp_path: Path) -> None:
+    """A crash loop must not hammer a receiver that asked for rest."""
+    asked = Pause(Failure("rate_limited", "HTTP 429", 429), 30.0)
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        async with running(dispatcher(ToldSink([asked], seconds=0.0), outbox)):
+            await anyio.sleep(1)
+        sink = ToldSink([OK])
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(60)
+        assert [at for at, _ in sink.calls] == [30.0]
+
+
+async def test_a_rejected_message_is_a_dead_letter_at_once(tmp_path: Path) -> None:
+    """With what the receiver said."""
+    no = Rejected(Failure("client_error", "HTTP 400", 400, "bad field"))
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        async with running(dispatcher(ToldSink([no]), outbox)):
+            await anyio.sleep(1)
+        (letter,) = await outbox.dead_letters(DeadLetterFilter(), limit=10)
+        assert (letter.reason, letter.status, letter.response) == ("client_error", 400, "bad field")
+
+
+async def test_nothing_new_is_sent_while_settling_fails(tmp_path: Path) -> None:
+    """What was sent and cannot be settled would be repeated: so it stays at max_in_flight."""
+    disk = Disk()
+    async with store(tmp_path, disk) as outbox:
+        await fill(outbox, [str(n) for n in range(50)])
+        disk.full = True
+        sink = ToldSink([OK], max_in_flight=4)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(100)
+            assert len(sink.calls) == 4
+            disk.full = False
+            await anyio.sleep(100)
+        assert len(sink.calls) == 50
+        assert outbox.sink_totals()["crm"].delivered == 50
+
+
+async def test_stop_lets_what_is_in_flight_end(tmp_path: Path) -> None:
+    """And begins nothing."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(50)])
+        sink = ToldSink([OK], seconds=5.0, max_in_flight=4)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(1)
+        assert len(sink.calls) == 4
+        assert outbox.sink_totals()["crm"].delivered == 4
+
+
+async def test_a_bug_in_a_sink_is_a_failed_attempt(tmp_path: Path) -> None:
+    """Logged and tried again: one sink cannot take the process down."""
+
+    class Buggy(ToldSink):
+        async def send(self, delivery: Delivery) -> Outcome:
+            await super().send(delivery)
+            raise KeyError("oops")
+
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = Buggy([OK])
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(10)
+        assert len(sink.calls) >= 2
+        assert outbox.sink_totals()["crm"].waiting == 1
+
+
+async def test_the_outcome_is_counted_by_reason(tmp_path: Path) -> None:
+    """Closed labels only."""
+    metrics = Metrics()
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        async with running(dispatcher(ToldSink([AWAY, OK], seconds=0.0), outbox, metrics)):
+            await anyio.sleep(60)
+    failures = metrics.registry.get_sample_value(
+        "bridge_delivery_failures_total", {"sink": "crm", "reason": "connect"}
+    )
+    assert failures == 1.0
