@@ -25,3 +25,7 @@ def documents(name: str) -> Iterator[dict[str, Any]]:
 def unique_ids(name: str) -> list[str]:
     """In the order of the recording, repeats included."""
     return [event["unique_id"] for event in documents(name)]
+
+
+def json_bytes(event: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(event)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ class Certificates:
 def certificates(directory: Path) -> Certificates:
     """Make the certificates in *directory* with openssl, valid for a day."""
     openssl = need("openssl")
+    directory.mkdir(parents=True, exist_ok=True)
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     made = Certificates(
         *(directory / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"))
@@ -129,7 +131,7 @@ class Mosquitto:
                 [self.program, "-v", "-c", str(self.directory / "mosquitto.conf")], stdout=log, stderr=log
             )
         for port in self.ports.values():
-            poll(lambda port=port: self._up(port), f"mosquitto on {port}")  # type: ignore[misc]  # a default argument
+            poll(partial(self._up, port), f"mosquitto on port {port}")
 
     def _up(self, port: int) -> bool:
         if self.process is None or self.process.poll() is not None:
@@ -180,6 +182,7 @@ def mosquitto(directory: Path, *, certs: Certificates | None = None, config: str
     Persistence is off unless *config* turns it on; passwords and ACLs go into *config* as well.
     """
     program = need("mosquitto")
+    directory.mkdir(parents=True, exist_ok=True)
     listeners = ["mqtt", "ws"] + (["mqtts", "mtls", "wss"] if certs else [])
     broker = Mosquitto(program, directory, {listener: free_port() for listener in listeners})
     (directory / "mosquitto.conf").write_text(mosquitto_conf(broker.ports, certs, config))

@@ -27,12 +27,11 @@ from bridge.delivery import (
 from bridge.errors import OutboxError
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox, PauseState
-from bridge.retry import RetryPolicy, backoff, verdict
+from bridge.retry import PROBE_MAX, RetryPolicy, probe_wait, verdict
 from bridge.sinks import Sink
 
 log = structlog.get_logger()
 
-PROBE_MAX = 3600.0  # seconds between probes of a sink that stays wrong (DESIGN.md §2.5)
 STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
 
@@ -167,6 +166,8 @@ class Dispatcher:
             outcome, delivery, self._policy, now=now, paused=self._paused(now), chance=self._chance()
         )
         await self._store(Settlement(delivery, started, duration, outcome, decided))
+        if isinstance(decided, Later):
+            self._wake.set()
         self._observe(delivery, outcome, decided, duration, now)
         if isinstance(outcome, Pause):
             await self._begin_pause(outcome, now, probe=probe)
@@ -209,8 +210,7 @@ class Dispatcher:
         probes = before.probes + probe if before else 0
         asked = outcome.seconds
         if asked is None:
-            grown = RetryPolicy(self._policy.initial, PROBE_MAX, 0)
-            wait = grown.initial / 2 + backoff(probes + 1, grown, self._chance()) / 2
+            wait = probe_wait(probes, self._policy, self._chance())
         else:
             wait = min(asked, self._policy.max)
         if before and not probe:

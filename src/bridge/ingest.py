@@ -100,6 +100,7 @@ def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:
     """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
     cursors: dict[tuple[str, str], int] = {}
     starts: dict[tuple[str, str], int] = {}
+    recent: dict[tuple[str, str], list[str]] = {}
     for reading in readings:
         for identifier, at in reading.cursors.items():
             key = reading.source, identifier
@@ -107,4 +108,5 @@ def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:
                 starts.setdefault(key, at)
             else:
                 cursors[key] = max(at, cursors.get(key, 0))
-    return Batch(intakes, cursors, starts)
+                recent.setdefault(key, []).append(reading.event.unique_id)
+    return Batch(intakes, cursors, starts, recent)

@@ -187,7 +187,7 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
 
     async def drop(request: Request) -> Response:
         wanted = DeadLetterFilter(ids=[request.path_params["id"]])
-        return _changed(await parts.outbox.drop_dead_letters(wanted))
+        return _changed(await parts.outbox.drop_dead_letters(wanted, parts.now()))
 
     return [
         Route("/api/dead-letters", listed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import assert_never
@@ -32,6 +32,8 @@ SINK_IS_WRONG: dict[int, Reason] = {
     407: "auth",
     410: "client_error",
 }
+
+PROBE_MAX = 3600.0  # seconds between probes of a sink that stays wrong (DESIGN.md §2.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,15 @@ def backoff(attempt: int, policy: RetryPolicy, chance: float) -> float:
     """
     ceiling = min(policy.max, policy.initial * 2.0 ** min(attempt - 1, 40))
     return ceiling * chance
+
+
+def probe_wait(probes: int, policy: RetryPolicy, chance: float) -> float:
+    """Seconds to the next probe of a sink that stays wrong, after *probes* that failed.
+
+    Growing to an hour; never less than half of the ceiling, since one delivery an hour is what it may cost.
+    """
+    growing = replace(policy, max=PROBE_MAX)
+    return (backoff(probes + 1, growing, 1.0) + backoff(probes + 1, growing, chance)) / 2
 
 
 def verdict(

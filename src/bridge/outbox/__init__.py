@@ -42,12 +42,14 @@ class Intake:
 class Batch:
     """One transaction's worth of input; *cursors* maps (source, identifier) to ns of server time.
 
-    A stored cursor never moves back. *starts* sets cursors only where there are none.
+    A stored cursor never moves back. *starts* sets cursors only where there are none. *recent* are the
+    unique_ids that moved each cursor, in their order: the last of them are kept beside it.
     """
 
     intakes: Sequence[Intake] = ()
     cursors: Mapping[tuple[str, str], int] = field(default_factory=dict)
     starts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    recent: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """*next_due* is when the earliest delivery not in *deliveries* falls due, unix seconds; None if none waits."""
+    """*next_due*, unix seconds: when the earliest of those not in *deliveries* falls due; None if none waits."""
 
     deliveries: tuple[Delivery, ...]
     next_due: float | None
@@ -106,7 +108,7 @@ class PauseState:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """The JSON of `dead-letters --json` is these fields but *response* (DESIGN.md §2.1); times in unix seconds."""
+    """Times in unix seconds. `dead-letters --json` shows the fields that DESIGN.md §2.1 names."""
 
     id: str
     sink: str
@@ -185,7 +187,7 @@ class Outbox(Protocol):
         ...
 
     async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
-        """Up to *limit* deliveries for *sink* that are due at *now*, oldest due first, without the rows *taken*.
+        """Up to *limit* deliveries for *sink* that are due at *now*, oldest due first, but not the rows *taken*.
 
         One due further ahead than *horizon* seconds is due now: the clock has jumped.
         """
@@ -233,7 +235,7 @@ class Outbox(Protocol):
         """Make them wait again as attempt 1, due *now*, same delivery id; returns how many."""
         ...
 
-    async def drop_dead_letters(self, wanted: DeadLetterFilter) -> int:
+    async def drop_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
         """Forget them, counted as dropped; returns how many."""
         ...
 

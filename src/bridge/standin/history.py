@@ -99,9 +99,7 @@ def window(
     read = [each for each in entries if each.inserted // MILLISECOND >= since - SKEW]
     read = read[-tail:] if tail else read
     given = [
-        each
-        for each in read
-        if (after is None or each.time // MILLISECOND > since) and wants(each.name)
+        each for each in read if (after is None or each.time // MILLISECOND > since) and wants(each.name)
     ]
     return Window(tuple(given), 0 if read else max(0, since - SKEW))
 

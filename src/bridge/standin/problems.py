@@ -81,16 +81,19 @@ class Malformed:
     details: tuple[Any, ...] | None = None
 
 
-class Refused(Exception):
-    """The request is answered with *why* instead of what it asked for."""
+class RefusedError(Exception):
+    """The request is answered with *why* instead of what it asked for.
 
-    def __init__(self, why: Problem | Malformed) -> None:
+    *status* is the HTTP status, by default that of the code; *headers* come on top of the usual ones.
+    """
+
+    def __init__(
+        self, why: Problem | Malformed, status: int = 0, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(why.message)
         self.why = why
-
-    @property
-    def status(self) -> int:
-        return HTTP_STATUS[self.why.code]
+        self.status = status or HTTP_STATUS[why.code]
+        self.headers = headers or {}
 
 
 def status_object(why: Problem | Malformed, rng: random.Random) -> dict[str, Any]:
@@ -162,9 +165,7 @@ def not_found(entity: Entity) -> Problem:
     """What an unknown entity looks like to an admin."""
     key = f"{entity.kind}_id"
     text = f"{entity.kind} with id `{{{key}}}` not found"
-    return Problem(
-        5, "pkg/identityserver/store", f"{entity.kind}_not_found", text, {key: entity.id}
-    )
+    return Problem(5, "pkg/identityserver/store", f"{entity.kind}_not_found", text, {key: entity.id})
 
 
 def rate_limited(rate: int, key_id: str) -> Problem:

@@ -19,7 +19,7 @@ from bridge.standin.problems import (
     UNEXPECTED_EOF,
     Malformed,
     Problem,
-    Refused,
+    RefusedError,
     invalid,
     no_matching_events,
     unknown_event,
@@ -69,7 +69,7 @@ def event_names() -> Mapping[str, bool]:
 
 
 def read(body: bytes) -> Asked:
-    """What the JSON *body* asks; raises Refused as grpc-gateway does, before any call is made.
+    """What the JSON *body* asks; raises RefusedError as grpc-gateway does, before any call is made.
 
     Unknown fields are ignored; snake_case and camelCase are both accepted, `tail` also as a string.
     """
@@ -78,25 +78,25 @@ def read(body: bytes) -> Asked:
     try:
         asked = msgspec.convert(_snake_case(msgspec.json.decode(body)), Asked, strict=False)
     except msgspec.ValidationError as error:
-        raise Refused(Malformed(3, f"unmarshal error: {error}")) from None
+        raise RefusedError(Malformed(3, f"unmarshal error: {error}")) from None
     except msgspec.DecodeError as error:
         truncated = "truncated" in str(error)
-        raise Refused(UNEXPECTED_EOF if truncated else Malformed(3, "invalid JSON")) from None
+        raise RefusedError(UNEXPECTED_EOF if truncated else Malformed(3, "invalid JSON")) from None
     if asked.tail < 0:
-        raise Refused(Malformed(3, "unmarshal error: invalid uint32"))
+        raise RefusedError(Malformed(3, "unmarshal error: invalid uint32"))
     if asked.after is not None:
         _time(asked.after)
     return asked
 
 
 def resolve(asked: Asked, known: Mapping[str, bool]) -> StreamRequest:
-    """The request *asked* for, or Refused with what the call answers: identifiers first, then names."""
+    """The request *asked* for, or RefusedError with what the call answers: identifiers first, then names."""
     for position, each in enumerate(asked.identifiers):
         problem = invalid_identifiers(each)
         if problem is not None:
-            raise Refused(invalid(f"identifiers[{position}]", "StreamEventsRequest", EMBEDDED, problem))
+            raise RefusedError(invalid(f"identifiers[{position}]", "StreamEventsRequest", EMBEDDED, problem))
     if not asked.identifiers:
-        raise Refused(NO_IDENTIFIERS)
+        raise RefusedError(NO_IDENTIFIERS)
     after = None if asked.after is None else _time(asked.after)
     return StreamRequest(asked.identifiers, asked.tail, after, expand(asked.names, known))
 
@@ -120,7 +120,7 @@ def _time(text: str) -> int:
         return nanoseconds(text)
     except ValueError:
         reason = f'parsing time "{text}" as "{TIME_LAYOUT}": cannot parse "{text}" as "2006"'
-        raise Refused(Malformed(3, f"unmarshal error: invalid time: {reason}")) from None
+        raise RefusedError(Malformed(3, f"unmarshal error: invalid time: {reason}")) from None
 
 
 def expand(names: Sequence[str], known: Mapping[str, bool]) -> tuple[str, ...] | None:
@@ -135,7 +135,7 @@ def expand(names: Sequence[str], known: Mapping[str, bool]) -> tuple[str, ...] |
         elif name in known:
             found.add(name)
         else:
-            raise Refused(unknown_event(name))
+            raise RefusedError(unknown_event(name))
     return tuple(sorted(found)) or None
 
 
@@ -143,10 +143,10 @@ def _matching(regexp: str, known: Mapping[str, bool]) -> set[str]:
     try:
         compiled = re2.compile(regexp, _QUIET)
     except re2.error:
-        raise Refused(INVALID_REGEXP) from None
+        raise RefusedError(INVALID_REGEXP) from None
     found = {name for name in known if compiled.search(name)}
     if not found:
-        raise Refused(no_matching_events(regexp))
+        raise RefusedError(no_matching_events(regexp))
     return found
 
 
@@ -167,7 +167,8 @@ def invalid_identifiers(ids: Identifiers) -> Problem | None:
 
 
 def _invalid_id(field: str, message: str, value: str) -> Problem | None:
-    pattern = "^[a-z0-9](?:[-]?[a-z0-9]){%d,}$" % (1 if field == "user_id" else 2)
+    least = 1 if field == "user_id" else 2
+    pattern = f"^[a-z0-9](?:[-]?[a-z0-9]){{{least},}}$"
     if len(value) > ID_LIMIT:
         reason = f"value length must be at most {ID_LIMIT} runes"
     elif not re.fullmatch(pattern[1:-1], value):

@@ -22,6 +22,8 @@ SECURITY_HEADERS = {
     "X-Xss-Protection": "1; mode=block",
 }
 
+EPSILON = 1e-6  # seconds: unix time as a float has steps of a quarter of a microsecond
+
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
     b"400 Bad Request"
@@ -82,11 +84,11 @@ def spend(limit: int, paid_until: float, now: float) -> tuple[float, Budget]:
     """
     interval, window = 60 / limit, 60.0
     after = max(paid_until, now) + interval
-    if after - now > window + 1e-9:
+    if after - now > window + EPSILON:
         return paid_until, _budget(limit, paid_until - now, after - now - window)
     return after, _budget(limit, after - now, None)
 
 
 def _budget(limit: int, reset: float, retry: float | None) -> Budget:
-    available = int((60.0 - reset) * limit / 60 + 1e-9)
-    return Budget(retry is None, limit, available, int(reset), int(retry or 0))
+    available = int((60.0 - reset) * limit / 60 + EPSILON)
+    return Budget(retry is None, limit, available, int(reset + EPSILON), int((retry or 0.0) + EPSILON))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -16,14 +16,15 @@ from bridge.event import Entity, rfc3339
 from bridge.standin.faults import Faults
 from bridge.standin.history import History, Record, identifiers_json, record, shown, window
 from bridge.standin.ids import ulid
-from bridge.standin.problems import INVALID_TOKEN, Refused, no_rights, not_found, unknown_key
+from bridge.standin.problems import INVALID_TOKEN, RefusedError, no_rights, not_found, unknown_key
 from bridge.standin.request import StreamRequest, event_names
 
-ALL: Final = "all"
-Rights: TypeAlias = Collection[Entity] | Literal["all"]
+ALL: Final[Literal["all"]] = "all"
+Rights: TypeAlias = frozenset[Entity] | Literal["all"]
 """What a key may see. `all` is an admin's key; a key with an application sees its devices as well."""
 
 TOKEN_TYPES = ("NNSXS", "MFRWG", "OJSWM", "MF2XI", "ONZW4")  # base32 of key, acc, ref, aut, ssn
+NEVER = 1 << 63  # ms
 LEAST_SLOTS, MOST_SLOTS = 8, 1024  # events in the channel of one stream (pkg/events/grpc/grpc.go in v3.32)
 
 
@@ -34,8 +35,10 @@ class Subscription:
     request: StreamRequest
     receive: MemoryObjectReceiveStream[bytes]
     _send: MemoryObjectSendStream[bytes]
-    live: dict[Entity, int] = field(default_factory=dict)
-    """The entities whose history has been read, each with the ms until which it is silent."""
+    silent_until: dict[Entity, int] = field(default_factory=dict)
+    """In ms of the server's clock, for each entity; see `Window`."""
+    backlog: dict[Entity, list[bytes]] = field(default_factory=dict)
+    """What `replay` has yet to give: history, and behind it what happened meanwhile."""
     dropped: int = 0
 
     @classmethod
@@ -60,15 +63,15 @@ class World:
     """What one server knows. Tests and the player feed it through `publish`.
 
     *keys* are the bearer tokens it takes; a token that is not among them is answered as an unknown or a
-    malformed one. *entities* exist beside those that *keys* and events name. *clock* is the server's, in
-    unix seconds; *rate_limit* in openings a minute and key.
+    malformed one. Only *entities* exist, and those that *keys* and events name; without *entities* whatever
+    is asked for exists. *clock* is the server's, in unix seconds; *rate_limit* in openings a minute and key.
     """
 
     def __init__(
         self,
         keys: Mapping[str, Rights],
         *,
-        entities: Iterable[Entity] = (),
+        entities: Iterable[Entity] | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         storage: bool = True,
@@ -87,9 +90,11 @@ class World:
         self.subscriptions: set[Subscription] = set()
         self.dropped = 0
         """Events that streams lost here: full channels and faults."""
-        self._known = set(entities)
+        self._everything_exists = entities is None
+        self._known = set(map(owner, entities or ()))
         for rights in self.keys.values():
-            self._known.update(rights if rights != ALL else ())
+            if rights != ALL:
+                self._known.update(map(owner, rights))
 
     @property
     def now(self) -> int:
@@ -102,7 +107,7 @@ class World:
     def publish(self, body: bytes) -> None:
         """Let one event happen; *body* is its JSON and reaches the streams byte for byte."""
         each = record(body, self.now, self.names)
-        self._known.update(each.entities)
+        self._known.update(map(owner, each.entities))
         if self.storage:
             self.history.add(each)
         for subscription in self.subscriptions:
@@ -114,12 +119,13 @@ class World:
             return
         inserted = each.inserted // 1_000_000
         carriers = [
-            entity
-            for entity in each.entities
-            if (silent_until := subscription.live.get(entity)) is not None and inserted >= silent_until
+            entity for entity in each.entities if inserted >= subscription.silent_until.get(entity, NEVER)
         ]
-        for _ in carriers if self.storage else carriers[:1]:
-            self._notify(subscription, each.body)
+        for entity in carriers if self.storage else carriers[:1]:
+            if entity in subscription.backlog:
+                subscription.backlog[entity].append(each.body)
+            else:
+                self._notify(subscription, each.body)
 
     def _notify(self, subscription: Subscription, body: bytes) -> None:
         before = subscription.dropped
@@ -127,8 +133,14 @@ class World:
         self.dropped += subscription.dropped - before
 
     def subscribe(self, request: StreamRequest) -> Subscription:
-        """A stream for *request*; `replay` has to follow before anything comes out of it."""
+        """A stream for *request*: from here on nothing is missed, and `replay` starts it."""
         subscription = Subscription.of(request)
+        after = self.now if request.after is None and not request.tail else request.after
+        for entity in request.entities:
+            kept = self.history.of(entity, self.now)
+            part = window(kept, tail=request.tail, after=after if self.storage else None, wants=request.wants)
+            subscription.silent_until[entity] = part.silent_until
+            subscription.backlog[entity] = [shown(each, entity, self.now) for each in part.entries]
         self.subscriptions.add(subscription)
         return subscription
 
@@ -137,24 +149,17 @@ class World:
         subscription.close()
 
     async def replay(self, subscription: Subscription) -> None:
-        """Feed the history, entity by entity, each going over into its live part without gap or repeat."""
-        request = subscription.request
-        after = request.after
-        if after is None and not request.tail:
-            after = self.now
-        for entity in request.entities:
-            if not self.storage:
-                subscription.live[entity] = 0
-                continue
-            kept = self.history.of(entity, self.now)
-            part = window(kept, tail=request.tail, after=after, wants=request.wants)
-            subscription.live[entity] = part.silent_until
-            for each in part.entries:
-                self._notify(subscription, shown(each, entity, self.now))
+        """Feed the history, entity by entity in the order of the request.
+
+        Each goes over into its live part without gap or repeat; what does not fit the channel is dropped.
+        """
+        for entity in subscription.request.entities:
+            for body in subscription.backlog.pop(entity):
+                self._notify(subscription, body)
             await anyio.sleep(0)  # a round trip to Redis, in which the writer gets its turn
 
     def authenticate(self, authorization: str | None) -> str | None:
-        """The known token of an Authorization header, None without one; raises Refused."""
+        """The known token of an Authorization header, None without one; raises RefusedError."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             return None
@@ -162,19 +167,18 @@ class World:
             return token
         parts = token.split(".", 2)
         if len(parts) != 3 or parts[0] not in TOKEN_TYPES:
-            raise Refused(INVALID_TOKEN)
-        raise Refused(unknown_key(parts[1]))
+            raise RefusedError(INVALID_TOKEN)
+        raise RefusedError(unknown_key(parts[1]))
 
     def require_any(self, token: str | None, entities: Iterable[Entity]) -> None:
-        """Raise Refused for the first of *entities* on which *token* has no right at all."""
-        rights: Rights = () if token is None else self.keys[token]
+        """Raise RefusedError for the first of *entities* on which *token* has no right at all."""
+        rights: Rights = frozenset() if token is None else self.keys[token]
         for each in entities:
-            parent = Entity("application", each.id.partition("/")[0])
-            entity = parent if each.kind == "device" else each
-            if rights != ALL and not {each, entity} & set(rights):
-                raise Refused(no_rights(entity))
-            if rights == ALL and entity not in self._known:
-                raise Refused(not_found(entity))
+            asked = owner(each)
+            if rights != ALL and rights.isdisjoint((each, asked)):
+                raise RefusedError(no_rights(asked))
+            if rights == ALL and not (self._everything_exists or asked in self._known):
+                raise RefusedError(not_found(asked))
 
     def start_event(self, request: StreamRequest, request_id: str) -> bytes:
         """`events.stream.start`: the server's clock, and the names the stream filters on."""
@@ -194,14 +198,17 @@ class World:
     def auth_info(self, token: str) -> dict[str, object]:
         """The body of `GET /auth_info` for a known *token*."""
         rights = self.keys[token]
-        owner = Entity("user", "admin") if rights == ALL else next(iter(rights), None)
-        granted = ["RIGHT_ALL"] if rights == ALL else sorted({RIGHT_INFO[each.kind] for each in rights})  # type: ignore[union-attr]  # not ALL
+        if rights == ALL:
+            owner, granted = ADMIN, ["RIGHT_ALL"]
+        else:
+            owner = next(iter(rights))
+            granted = sorted({RIGHT_INFO[each.kind] for each in rights})
         key = {"id": key_id(token), "name": "standin", "rights": granted}
-        info: dict[str, object] = {"api_key": {"api_key": key}}
-        if owner is not None:
-            info["api_key"] = {"api_key": key, "entity_ids": identifiers_json(owner)}
+        info: dict[str, object] = {"api_key": {"api_key": key, "entity_ids": identifiers_json(owner)}}
         return info | ({"universal_rights": {"rights": granted}, "is_admin": True} if rights == ALL else {})
 
+
+ADMIN = Entity("user", "admin")
 
 RIGHT_INFO = {
     "device": "RIGHT_APPLICATION_DEVICES_READ",
@@ -211,6 +218,13 @@ RIGHT_INFO = {
     "user": "RIGHT_USER_INFO",
     "client": "RIGHT_CLIENT_INFO",
 }
+
+
+def owner(entity: Entity) -> Entity:
+    """Where the rights on *entity* are looked up: a device has none of its own."""
+    if entity.kind != "device":
+        return entity
+    return Entity("application", entity.id.partition("/")[0])
 
 
 def key_id(token: str | None) -> str:
