@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
+import anyio.abc
 import msgspec
 import pytest
 from hypothesis import given
@@ -16,10 +18,12 @@ from bridge.receiver import sentence
 from bridge.standin import ALL, Cut, CutAt, Drip, Drop, Duplicate, End, Garbage, Reorder, Silence, World
 from bridge.standin.history import History, Record, record, sparse, window
 from bridge.standin.ids import ulid
+from bridge.standin.peer import Peer
 from bridge.standin.player import entities_in, merged, renamed, shifted
 from bridge.standin.problems import RefusedError
 from bridge.standin.request import Asked, StreamRequest, event_names, expand, read, resolve
 from bridge.standin.shaper import Close, Finish, Shaper, Write, chunks
+from bridge.standin.stream import Ending, Gate, Stream
 from bridge.standin.wire import head, spend
 from bridge.standin.world import Subscription
 from tests.recordings import RECORDED, documents, json_bytes
@@ -225,6 +229,31 @@ async def test_a_future_after_hears_nothing_until_the_servers_clock_gets_there()
     world.publish(event())
     assert len(collected(stream)) == 1
     world.unsubscribe(stream)
+
+
+class Reset(anyio.abc.ByteStream):
+    """A connection whose other end is gone, which only writing notices."""
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        await anyio.sleep_forever()
+        return b""
+
+    async def send(self, item: bytes) -> None:
+        raise anyio.BrokenResourceError
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_cannot_be_written_ends_and_raises_nothing() -> None:
+    """Otherwise one client's reset would end the server of all of them."""
+    world = World({})
+    subscription = world.subscribe(request("plant-a"))
+    stream = Stream(world, Peer(Reset()), subscription, faults=(), delimiter=b"\n", gate=Gate())
+    assert await stream.run(b"HTTP/1.1 200 OK\r\n\r\n", b"{}") is Ending.CLOSED
+    world.unsubscribe(subscription)
 
 
 @pytest.mark.anyio

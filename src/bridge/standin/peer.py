@@ -10,6 +10,9 @@ import h11
 import msgspec
 from anyio.abc import AnyByteStream
 
+GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+"""What reading and writing raise when the client has left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -64,7 +67,7 @@ class Peer:
     async def _receive(self) -> bytes:
         try:
             return await self._stream.receive()
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
+        except GONE:
             return b""
 
     async def gone(self) -> None:
@@ -73,7 +76,7 @@ class Peer:
             self._ahead += data
 
     async def send(self, data: bytes) -> None:
-        """Raises anyio.BrokenResourceError when the client is gone."""
+        """Raises one of GONE."""
         await self._stream.send(data)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import parse_qs
 
 import anyio
@@ -19,7 +19,7 @@ from anyio.streams.tls import TLSListener
 
 from bridge.event import Entity, entity_of
 from bridge.standin.faults import Answer, Fault, Refuse
-from bridge.standin.peer import Peer, Received
+from bridge.standin.peer import GONE, Peer, Received
 from bridge.standin.problems import (
     INVALID_TOKEN,
     METHOD_NOT_ALLOWED,
@@ -47,7 +47,6 @@ from bridge.standin.world import World, key_id
 PREFIX = "/api/v3"
 METHODS = {"/events": "POST", "/events/related": "GET", "/auth_info": "GET"}
 STOP_WITHIN = 1.0  # seconds in which a stopping server says goodbye to its streams
-GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
 
 
 class Server:
@@ -117,17 +116,20 @@ class Server:
                 await secured.serve(self._connection, connections)
 
     async def _connection(self, stream: AnyByteStream) -> None:
-        peer = Peer(stream)
-        async with stream:
-            try:
-                while (received := await peer.request()) is not None:
-                    self.requests.append(received)
-                    ending = await self._answer(peer, received)
-                    if ending is Ending.CLOSED or not received.keep_alive:
-                        return
-            except h11.RemoteProtocolError:
-                await peer.send(BAD_REQUEST)
-            except GONE:
+        with suppress(*GONE):
+            async with stream:
+                peer = Peer(stream)
+                try:
+                    await self._converse(peer)
+                except h11.RemoteProtocolError:
+                    await peer.send(BAD_REQUEST)
+
+    async def _converse(self, peer: Peer) -> None:
+        """Answer request after request until one side has enough."""
+        while (received := await peer.request()) is not None:
+            self.requests.append(received)
+            ending = await self._answer(peer, received)
+            if ending is Ending.CLOSED or not received.keep_alive:
                 return
 
     async def _answer(self, peer: Peer, received: Received) -> Ending:

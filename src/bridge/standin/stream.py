@@ -9,7 +9,7 @@ from enum import Enum
 import anyio
 
 from bridge.standin.faults import Fault
-from bridge.standin.peer import Peer
+from bridge.standin.peer import GONE, Peer
 from bridge.standin.problems import STOPPING, Problem, wrapped
 from bridge.standin.shaper import Action, Close, Finish, Hold, Shaper, Write, chunks
 from bridge.standin.wire import LAST_CHUNK
@@ -157,8 +157,16 @@ class Stream:
         waiting.clear()
         if data:
             await self._gate.passed()
-            await self._peer.send(data)
+            await self._put(data)
 
     async def _finish(self, problem: Problem | None) -> None:
         last = b"" if problem is None else chunks(wrapped(problem, self._world.rng), self._delimiter)
-        await self._peer.send(last + LAST_CHUNK)
+        await self._put(last + LAST_CHUNK)
+
+    async def _put(self, data: bytes) -> None:
+        """Send *data*, or end the stream here: a client that resets must not take the server down."""
+        try:
+            await self._peer.send(data)
+        except GONE:
+            self.cut()
+            await anyio.sleep(0)
