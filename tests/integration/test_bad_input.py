@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from bridge.receiver import receive
-from bridge.standin import World, serve
+from bridge.standin import ALL, World, serve
 from bridge.standin.faults import Garbage
 from tests.integration.process import run, running, until, until_connected, until_settled
 from tests.recordings import documents, json_bytes
@@ -115,7 +115,7 @@ def test_an_upstream_nobody_answers_at(tmp_path: Path) -> None:
 
 async def test_a_wrong_key(tmp_path: Path) -> None:
     """A key the server does not know is no reason to wait."""
-    async with serve(World({"NNSXS.OTHER.KEY": "all"})) as upstream:
+    async with serve(World({"NNSXS.OTHER.KEY": ALL})) as upstream:
         write(tmp_path, config(tts=upstream.url))
         await anyio.to_thread.run_sync(refused, tmp_path, 3, "no source opens", "API key not found")
 
@@ -146,7 +146,7 @@ def test_a_database_of_another_program(tmp_path: Path) -> None:
 
 async def test_a_second_bridge_on_the_same_store(tmp_path: Path) -> None:
     """The first goes on."""
-    async with serve(World({TOKEN: "all"})) as upstream:
+    async with serve(World({TOKEN: ALL})) as upstream:
         for event in documents("apps.sse"):
             upstream.world.publish(json_bytes(event))
         write(tmp_path, config(tts=upstream.url))
@@ -158,7 +158,7 @@ async def test_a_second_bridge_on_the_same_store(tmp_path: Path) -> None:
 async def test_a_receiver_that_is_down_at_start_gets_everything_later(tmp_path: Path) -> None:
     """Retried, not given up."""
     port = free_port()
-    async with serve(World({TOKEN: "all"})) as upstream:
+    async with serve(World({TOKEN: ALL})) as upstream:
         write(tmp_path, config(tts=upstream.url, crm=f"http://127.0.0.1:{port}/"))
         async with running(tmp_path) as bridge:
             await until_connected(bridge)
@@ -170,7 +170,7 @@ async def test_a_receiver_that_is_down_at_start_gets_everything_later(tmp_path: 
 
 async def test_a_frame_of_garbage_is_skipped(tmp_path: Path) -> None:
     """Counted, and the events around it arrive."""
-    world = World({TOKEN: "all"})
+    world = World({TOKEN: ALL})
     world.faults.always = (Garbage(1),)
     events = list(documents("apps.sse"))[:3]
     async with serve(world) as upstream, receive() as crm:

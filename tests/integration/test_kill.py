@@ -16,11 +16,11 @@ import msgspec
 import paho.mqtt.client as mqtt
 import pytest
 
-from bridge.event import Entity, rfc3339
+from bridge.event import rfc3339
 from bridge.receiver import receive
-from bridge.standin import World, serve
+from bridge.standin import ALL, World, serve
 from bridge.standin.faults import Cut, Duplicate, ErrorFrame, Reorder
-from bridge.standin.ids import ulid
+from bridge.ids import ulid
 from tests.integration.process import announced, start, until_settled, violations
 from tests.recordings import documents
 from tests.servers import Mosquitto, mosquitto
@@ -124,7 +124,7 @@ async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
     """Nothing is missing at either receiver; repeats ≤ what was in flight at the kills; the sums hold."""
     rng = random.Random(20261124)
     everywhere = (Duplicate(0.05), Reorder(8, 0.05))
-    world = World({TOKEN: "all"}, entities=[Entity("application", "plant-b")], rng=rng)
+    world = World({TOKEN: ALL}, rng=rng)
     published: list[str] = []
     posted: list[str] = []
 

@@ -17,7 +17,7 @@ from bridge.event import Entity, Identifiers, nanoseconds
 from bridge.receiver import sentence
 from bridge.standin import ALL, Cut, CutAt, Drip, Drop, Duplicate, End, Garbage, Reorder, Silence, World
 from bridge.standin.history import History, Record, record, sparse, window
-from bridge.standin.ids import ulid
+from bridge.ids import ulid
 from bridge.standin.peer import Peer
 from bridge.standin.player import entities_in, merged, renamed, shifted
 from bridge.standin.problems import RefusedError

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from bridge.event import Entity
-from bridge.standin.ids import error_id
+from bridge.ids import error_id
 
 HTTP_STATUS = {
     1: 499,

@@ -15,7 +15,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from bridge.event import Entity, rfc3339
 from bridge.standin.faults import Faults
 from bridge.standin.history import History, Record, identifiers_json, record, shown, window
-from bridge.standin.ids import ulid
+from bridge.ids import ulid
 from bridge.standin.problems import INVALID_TOKEN, RefusedError, no_rights, not_found, unknown_key
 from bridge.standin.request import StreamRequest, event_names
 

@@ -1,0 +1,134 @@
+"""Which addresses a webhook may reach (DESIGN.md §2.6).  Judged on the address really connected to.
+
+No I/O in this file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+NEVER: tuple[tuple[Network, str], ...] = tuple(
+    (ipaddress.ip_network(network), why)
+    for network, why in (
+        ("169.254.0.0/16", "link-local, where cloud metadata is"),
+        ("fe80::/10", "link-local"),
+        ("fd00:ec2::254/128", "cloud metadata"),
+        ("100.100.100.200/32", "cloud metadata"),
+        ("192.0.0.192/32", "cloud metadata"),
+        ("168.63.129.16/32", "cloud metadata"),
+        ("0.0.0.0/8", "unspecified"),
+        ("::/128", "unspecified"),
+        ("224.0.0.0/4", "multicast"),
+        ("ff00::/8", "multicast"),
+        ("255.255.255.255/32", "broadcast"),
+    )
+)
+"""Shut whatever is allowed."""
+
+PRIVATE: tuple[tuple[Network, str], ...] = tuple(
+    (ipaddress.ip_network(network), why)
+    for network, why in (
+        ("127.0.0.0/8", "loopback"),
+        ("::1/128", "loopback"),
+        ("10.0.0.0/8", "private"),
+        ("172.16.0.0/12", "private"),
+        ("192.168.0.0/16", "private"),
+        ("fc00::/7", "private"),
+        ("fec0::/10", "private"),
+        ("100.64.0.0/10", "shared by a carrier's customers"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "documentation"),
+        ("192.88.99.0/24", "reserved"),
+        ("198.18.0.0/15", "benchmarking"),
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("240.0.0.0/4", "reserved"),
+        ("100::/64", "discarded"),
+        ("2001::/23", "reserved"),
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("5f00::/16", "reserved"),
+    )
+)
+"""Opened by `allow_private_networks`, or one by one by `allow_networks`. RFC 6890 and its registries."""
+
+NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a sink's config opens."""
+
+    allow_private: bool = False
+    networks: tuple[Network, ...] = ()
+    hosts: frozenset[str] = frozenset()
+    """Names, in lower case, whose addresses are allowed whatever they are (but for NEVER)."""
+
+
+def policy(allow_private: bool, allowed: Sequence[str]) -> Policy:
+    """From `allow_private_networks` and `allow_networks`: CIDRs or host names; raises ValueError."""
+    networks: list[Network] = []
+    hosts: set[str] = set()
+    for each in allowed:
+        try:
+            networks.append(ipaddress.ip_network(each, strict=False))
+        except ValueError:
+            if "/" in each or not each:
+                raise ValueError("write networks as 10.1.0.0/16, or a host name") from None
+            hosts.add(each.lower().rstrip("."))
+    return Policy(allow_private, tuple(networks), frozenset(hosts))
+
+
+def blocked(address: str, policy: Policy, host: str = "") -> str | None:
+    """Why *address*, which *host* stands for, may not be reached; None if it may."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "not an IP address"
+    meant = [ip, *embedded(ip)]
+    for each in meant:
+        why = _in(each, NEVER)
+        if why:
+            return why
+    if host.lower().rstrip(".") in policy.hosts:
+        return None
+    return next((why for each in meant if (why := _private(each, policy))), None)
+
+
+def _private(ip: Address, policy: Policy) -> str | None:
+    if policy.allow_private or any(ip in network for network in policy.networks):
+        return None
+    return _in(ip, PRIVATE) or (None if is_transition(ip) or ip.is_global else "not public")
+
+
+def _in(ip: Address, networks: Sequence[tuple[Network, str]]) -> str | None:
+    return next((why for network, why in networks if ip in network), None)
+
+
+def is_transition(ip: Address) -> bool:
+    """Does *ip* only stand for an IPv4 address, which is judged for itself?"""
+    return bool(embedded(ip))
+
+
+def embedded(ip: Address) -> list[IPv4Address]:
+    """The IPv4 addresses that reaching *ip* would reach: mapped, compatible, NAT64, 6to4, Teredo."""
+    if isinstance(ip, IPv4Address):
+        return []
+    number = int(ip)
+    low = IPv4Address(number & 0xFFFFFFFF)
+    if ip.ipv4_mapped is not None:
+        return [ip.ipv4_mapped]
+    if ip.sixtofour is not None:
+        return [ip.sixtofour]
+    if ip.teredo is not None:
+        return list(ip.teredo)
+    if any(ip in network for network in NAT64) or (number >> 32 == 0 and number > 1):
+        return [low]
+    return []

@@ -1,0 +1,126 @@
+"""The sources' part of `bridge.yaml`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+
+from bridge.event import KINDS, Entity
+from bridge.fields import Duration, Section, seconds
+from bridge.tls import TlsConfig
+
+LATER = "is not available in this version"
+ID = re.compile(r"[a-z0-9](?:-?[a-z0-9]){1,35}\Z")  # identifiers.proto: 2 characters for users, else 3
+
+
+def tts_url(url: str) -> str:
+    """*url* of a server, without `/api/v3`; raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("write a URL such as https://eu1.cloud.thethings.network")
+    return url.rstrip("/").removesuffix("/api/v3").rstrip("/")
+
+
+class IdentifierConfig(Section):
+    """One entity to follow."""
+
+    application: str | None = None
+    device: str | None = None
+    """`application/device`."""
+    gateway: str | None = None
+    organization: str | None = None
+    user: str | None = None
+    client: str | None = None
+    devices: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> IdentifierConfig:
+        named = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(named) != 1:
+            raise ValueError("write exactly one of application, device, gateway, organization, user, client")
+        if self.devices is not None:
+            raise ValueError(f"devices {LATER}; list each as device: application/device")
+        value = str(getattr(self, named[0]))
+        if "*" in value:
+            raise ValueError(f"* {LATER}; list each {named[0]}")
+        if (value.count("/") == 1) != (named[0] == "device") or value.count("/") > 1:
+            raise ValueError("write a device as application/device, and other ids without a slash")
+        if not all(ID.match(part) for part in value.split("/")):
+            raise ValueError("ids are lower-case letters, digits and single dashes, 2 to 36 characters")
+        return self
+
+    @property
+    def entity(self) -> Entity:
+        for kind in KINDS:
+            value = getattr(self, kind)
+            if value is not None:
+                return Entity(kind, value)
+        raise AssertionError("validated above")
+
+
+def _from(value: object) -> object:
+    if value not in ("now", "oldest"):
+        seconds(value)
+    return value
+
+
+def _speed(value: object) -> object:
+    if value == "max" or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("write a number above 0, or max")
+
+
+def _names(value: object) -> object:
+    if value == "auto" or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError("write auto, or a list of event names")
+
+
+class TtsSourceConfig(Section):
+    """An event stream of The Things Stack."""
+
+    type: Literal["tts"]
+    url: Annotated[str, AfterValidator(tts_url)]
+    """Address of the server; /api/v3 is added."""
+    api_key: SecretStr
+    transport: Literal["http", "grpc"] = "http"
+    grpc_address: str | None = None
+    identifiers: Annotated[tuple[IdentifierConfig, ...], Field(min_length=1)]
+    names: Annotated[Any, BeforeValidator(_names)] = "auto"
+    """Event names the server is asked for: auto is what the rules need."""
+    start: Annotated[str, BeforeValidator(_from), Field(alias="from")] = "now"
+    """Where an identifier without a cursor begins: now, oldest, or a duration back."""
+    overlap: Annotated[Duration, Field(ge=0)] = 10.0
+    """How far a new stream goes back behind its cursor."""
+    recycle: Annotated[Duration, Field(gt=0)] = 240.0
+    """How often the stream is opened anew, before the old one closes."""
+    redundancy: Annotated[int, Field(ge=1)] = 1
+    tls: TlsConfig = TlsConfig()
+
+    @model_validator(mode="after")
+    def _available(self) -> TtsSourceConfig:
+        if self.transport == "grpc" or self.grpc_address is not None:
+            raise ValueError(f"transport: grpc {LATER}")
+        if self.redundancy > 1:
+            raise ValueError(f"redundancy above 1 {LATER}")
+        return self
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        return tuple(dict.fromkeys(each.entity for each in self.identifiers))
+
+
+class ReplaySourceConfig(Section):
+    """A recorded stream, played again."""
+
+    type: Literal["replay"]
+    path: Path
+    """A .sse or .ndjson file."""
+    speed: Annotated[Any, BeforeValidator(_speed)] = 1
+    """1 is as recorded, N is N times as fast, max does not wait."""
+    verbatim: bool = False
+    """Keep times and ids; default: times shifted to now, ids made fresh for the run."""
