@@ -6,9 +6,9 @@ YAML 1.2's core schema, not PyYAML's 1.1: `off` and `2026-01-01` are strings, `1
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -22,7 +22,7 @@ MAX_NODES = 1_000_000  # aliases of aliases grow without end; no file of ours co
 class _Loader(yaml.SafeLoader):
     """Composes only; `yaml_implicit_resolvers` is the core schema of YAML 1.2.2 §10.3.2."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # as in PyYAML
 
 
 for tag, pattern, first in (
@@ -51,6 +51,8 @@ class Document:
     value: Any
     lines: dict[Path, int]
     """Where each key and list item stands, from 1."""
+    origins: Mapping[Path, str] = field(default_factory=dict)
+    """What came from elsewhere than the file, such as `$BRIDGE_LOG__LEVEL`; it has no line."""
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of *path*, or of the nearest thing above it that the file has."""
@@ -60,6 +62,10 @@ class Document:
         return self.lines.get(steps, 1)
 
     def mistake(self, path: Sequence[str | int], advice: str) -> Mistake:
+        steps = tuple(path)
+        for length in range(len(steps), 0, -1):
+            if steps[:length] in self.origins:
+                return Mistake(self.origins[steps[:length]], 0, dotted(path), advice)
         return Mistake(self.file, self.line(path), dotted(path), advice)
 
 
@@ -67,8 +73,13 @@ def dotted(path: Sequence[str | int]) -> str:
     """`sinks.ops.url`, `rules[2].match` (items from 0, as in JSON paths)."""
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        text += f"[{step}]" if isinstance(step, int) else f".{_shown(step)}" if text else _shown(step)
     return text
+
+
+def _shown(key: str) -> str:
+    """*key*, unless it may be more than a key: `{api_key:NNSXS.…}` without a space is one long word."""
+    return key if len(key) <= 64 and key.isprintable() and ":" not in key else "(not a key)"
 
 
 def parse(text: str, file: str, as_written: Callable[[Path], bool] = lambda _path: False) -> Document:
@@ -78,20 +89,38 @@ def parse(text: str, file: str, as_written: Callable[[Path], bool] = lambda _pat
     file: an application may be called `off`, `0123` or `26000000`. So do all mapping keys. A null
     stays null everywhere.
     """
+    reader = _Reader(file, as_written)
     try:
         root = yaml.compose(text, _Loader)
+        value = reader.read(root, ()) if root is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        advice = f"not valid YAML: {error.problem or error.context}"
-        raise ConfigError([Mistake(file, mark.line + 1 if mark else 0, "", advice)]) from None
-    except yaml.YAMLError as error:
-        advice = f"not valid YAML: {str(error).splitlines()[0]}"
+        line = mark.line + 1 if mark else 0
+        raise ConfigError([Mistake(file, line, "", f"not valid YAML: {_problem(error)}")]) from None
+    except yaml.YAMLError:
+        advice = "not valid YAML: it has characters that are not allowed in a text file"
         raise ConfigError([Mistake(file, 0, "", advice)]) from None
-    reader = _Reader(file, as_written)
-    value = reader.read(root, ()) if root is not None else None
+    except RecursionError:
+        raise ConfigError([Mistake(file, 0, "", "nested too deeply")]) from None
     if reader.mistakes:
         raise ConfigError(reader.mistakes)
     return Document(file, value, reader.lines)
+
+
+_NAMING = (
+    ("found undefined alias", "undefined alias; quote a text that begins with *"),
+    ("found duplicate anchor", "an anchor is defined twice; quote a text that begins with &"),
+    ("found undefined tag", "undefined tag; quote a text that begins with !"),
+)
+"""Problems of PyYAML that repeat what stands in the file: `password: *hunter2` is an alias to it."""
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or error.context or ""
+    for begins, advice in _NAMING:
+        if problem.startswith(begins):
+            return advice
+    return problem
 
 
 class _Reader:
@@ -117,30 +146,38 @@ class _Reader:
         return self.read(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        """Merged keys first, so that the lines of the mapping's own keys win as their values do."""
         values: dict[str, Any] = {}
+        for key, child in node.value:
+            if key.tag.endswith(":merge"):
+                values = self.merged(child, path) | values
         own: set[str] = set()
         for key, child in node.value:
             if key.tag.endswith(":merge"):
-                for name, value in self.merged(child, path).items():
-                    values.setdefault(name, value)
+                continue
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self.mistakes.append(Mistake(self.file, line, dotted(path), "a key must be a word"))
                 continue
             name = str(key.value)
-            if not isinstance(key, yaml.ScalarNode) or name in own:
-                advice = "key appears twice; keep one" if name in own else "a key must be a word"
-                line = key.start_mark.line + 1
+            if name in own:
+                advice = "key appears twice; keep one"
                 self.mistakes.append(Mistake(self.file, line, dotted((*path, name)), advice))
                 continue
             own.add(name)
-            self.lines[(*path, name)] = key.start_mark.line + 1
+            self.lines[(*path, name)] = line
             values[name] = self.read(child, (*path, name))
         return values
 
     def merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
-        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        """What `<<:` brings: of several mappings the first that has a key wins (yaml.org/type/merge.html)."""
         values: dict[str, Any] = {}
-        for part in parts:
+        for part in reversed(node.value if isinstance(node, yaml.SequenceNode) else [node]):
             if isinstance(part, yaml.MappingNode):
-                values = self.mapping(part, path) | values
+                values |= self.mapping(part, path)
+            else:
+                advice = "<< takes an alias of a map, or a list of them"
+                self.mistakes.append(Mistake(self.file, node.start_mark.line + 1, dotted(path), advice))
         return values
 
     def scalar(self, node: yaml.Node, path: Path) -> Any:
@@ -153,7 +190,7 @@ class _Reader:
         try:
             return _CONSTRUCT[kind](text)
         except (KeyError, ValueError):
-            advice = f"tag {node.tag} is not used here; write a plain value"
+            advice = "this tag or number is not used here; quote it if it is text"
             self.mistakes.append(Mistake(self.file, node.start_mark.line + 1, dotted(path), advice))
             return None
 
