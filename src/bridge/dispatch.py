@@ -6,6 +6,7 @@ A slot is held from taking a delivery until its settlement is on disk. So a cras
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import anyio
@@ -28,12 +29,14 @@ from bridge.errors import OutboxError
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox, PauseState
 from bridge.retry import PROBE_MAX, RetryPolicy, probe_wait, verdict
+from bridge.settling import STORE_RETRY, Settling
 from bridge.sinks import Sink
 
 log = structlog.get_logger()
 
-STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
+RECHECK = 30.0  # seconds after which the store is asked anyway: the wall clock may have jumped
+FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have confirmed
 
 
 class Dispatcher:
@@ -59,17 +62,23 @@ class Dispatcher:
         self._metrics = metrics
         self._now = now
         self._chance = chance
+        self._settling = Settling(sink.name, outbox)
         self._prefetch = max(16, 2 * sink.max_in_flight)
         self._taken: set[int] = set()
-        self._more = False
+        self._more = True
+        """The store may hold something that is due and not taken."""
+        self._next_due = math.inf
+        self._unreadable = False
         self._paused_before = 0.0  # seconds, without the pause that runs
-        self._unsettled = 0
         self._last_failure: float | None = None
         self._stopping = False
         self._wake = anyio.Event()
+        self._latency = metrics.delivery_latency.labels(sink.name)
+        self._end_to_end = metrics.end_to_end_latency.labels(sink.name)
 
     def wake(self) -> None:
         """There may be something new to do."""
+        self._more = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -80,6 +89,14 @@ class Dispatcher:
     async def run(self) -> None:
         """Deliver until `stop`."""
         await self._restore_pause()
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._settling.run)
+            try:
+                await self._deliver()
+            finally:
+                self._settling.close(FLUSH)
+
+    async def _deliver(self) -> None:
         ready, work = anyio.create_memory_object_stream[Delivery](self._prefetch)
         async with work, anyio.create_task_group() as slots:
             for _ in range(self.sink.max_in_flight):
@@ -88,12 +105,20 @@ class Dispatcher:
                 await self._feed(ready)
 
     async def _restore_pause(self) -> None:
-        now = self._now()
-        self.pause = (await self._outbox.pauses()).get(self.sink.name)
-        self._paused_before = await self._outbox.paused_seconds(self.sink.name, now)
-        if self.pause:
-            self._paused_before -= max(0.0, now - self.pause.since)
-            self._metrics.sink_paused.labels(self.sink.name, self.pause.reason).set(1)
+        """What the previous process knew of the sink; waits for the store if it has to."""
+        while not self._stopping:
+            now = self._now()
+            try:
+                self.pause = (await self._outbox.pauses()).get(self.sink.name)
+                self._paused_before = await self._outbox.paused_seconds(self.sink.name, now)
+            except OutboxError as error:
+                self._unread(error)
+                await self._sleep(STORE_RETRY)
+                continue
+            if self.pause:
+                self._paused_before -= max(0.0, now - self.pause.since)
+                self._metrics.sink_paused.labels(self.sink.name, self.pause.reason).set(1)
+            return
 
     async def _feed(self, ready: MemoryObjectSendStream[Delivery]) -> None:
         """Keep *ready* filled from the outbox; while the sink is paused, probe it instead."""
@@ -101,60 +126,85 @@ class Dispatcher:
             self._wake = anyio.Event()
             if self.pause:
                 await self._sit_out(self.pause)
-                continue
-            if self._unsettled:
+            elif self._settling.failing:
                 await self._sleep(STORE_RETRY)
-                continue
-            room = self._prefetch - len(self._taken)
-            if room < self._prefetch // 2:
+            elif not self._is_due():
+                await self._sleep_until_due()
+            elif not self._has_room():
                 await self._sleep(None)
-                continue
-            found, next_due = await self._fetch(room)
-            for delivery in found:
-                ready.send_nowait(delivery)
-            if not found:
-                await self._sleep(None if next_due is None else next_due - self._now())
+            else:
+                for delivery in await self._fetch(self._prefetch - len(self._taken)):
+                    ready.send_nowait(delivery)
 
-    async def _fetch(self, limit: int) -> tuple[tuple[Delivery, ...], float | None]:
-        """Deliveries due now, marked as taken; and when the next one falls due."""
+    def _has_room(self) -> bool:
+        return len(self._taken) <= self._prefetch // 2
+
+    def _is_due(self) -> bool:
+        return self._more or self._next_due <= self._now()
+
+    async def _fetch(self, limit: int) -> tuple[Delivery, ...]:
+        """Deliveries due now, marked as taken."""
         now = self._now()
+        self._more, self._next_due = False, math.inf
         try:
             due = await self._outbox.due(
                 self.sink.name, now=now, horizon=self._policy.max, limit=limit, taken=self._taken
             )
         except OutboxError as error:
-            log.error("deliveries cannot be read", sink=self.sink.name, error=str(error))
-            return (), now + STORE_RETRY
+            self._unread(error)
+            self._next_due = now + STORE_RETRY
+            return ()
+        if self._unreadable:
+            self._unreadable = False
+            log.info("deliveries can be read again", sink=self.sink.name)
         self._taken.update(delivery.row for delivery in due.deliveries)
-        self._more = len(due.deliveries) == limit
-        return due.deliveries, due.next_due
+        self._more |= len(due.deliveries) == limit
+        if due.next_due is not None:
+            self._next_due = min(self._next_due, due.next_due)
+        return due.deliveries
 
-    async def _sleep(self, seconds: float | None) -> None:
-        """Until `wake`, or for *seconds*; at least long enough not to spin on a clock that stands still."""
-        with anyio.move_on_after(None if seconds is None else max(0.001, seconds)):
+    def _unread(self, error: OutboxError) -> None:
+        if not self._unreadable:
+            log.error("deliveries cannot be read", sink=self.sink.name, error=str(error))
+        self._unreadable = True
+
+    async def _sleep(self, seconds: float | None) -> bool:
+        """Until `wake`, or for *seconds*; at least long enough not to spin on a clock that stands still.
+
+        Says whether the time ran out.
+        """
+        with anyio.move_on_after(None if seconds is None else max(0.001, seconds)) as scope:
             await self._wake.wait()
+        return scope.cancelled_caught
+
+    async def _sleep_until_due(self) -> None:
+        if await self._sleep(min(RECHECK, self._next_due - self._now())):
+            self._more = True
 
     async def _slot(self, work: MemoryObjectReceiveStream[Delivery]) -> None:
         async for delivery in work:
-            if not (self._stopping or self.pause or self._unsettled):
+            if self._stopping or self.pause or self._settling.failing:
+                self._more = True
+            else:
                 await self._attempt(delivery)
-            self._taken.discard(delivery.row)
-            if self._more and len(self._taken) <= self._prefetch // 2:
-                self._wake.set()
+            self._release(delivery)
+
+    def _release(self, delivery: Delivery) -> None:
+        self._taken.discard(delivery.row)
+        if self._is_due() and self._has_room():
+            self._wake.set()
 
     async def _sit_out(self, pause: PauseState) -> None:
         """Wait for the end of *pause*, then try the sink with one delivery."""
-        now = self._now()
-        left = min(pause.until - now, max(self._policy.max, PROBE_MAX))
+        left = min(pause.until - self._now(), max(self._policy.max, PROBE_MAX))
         if left > 0:
-            await self._sleep(left)
-            return
-        found, next_due = await self._fetch(1)
-        if not found:
-            await self._sleep(None if next_due is None else next_due - now)
-        for delivery in found:
-            await self._attempt(delivery, probe=True)
-            self._taken.discard(delivery.row)
+            await self._sleep(min(left, RECHECK))
+        elif not self._is_due():
+            await self._sleep_until_due()
+        else:
+            for delivery in await self._fetch(1):
+                await self._attempt(delivery, probe=True)
+                self._release(delivery)
 
     async def _attempt(self, delivery: Delivery, *, probe: bool = False) -> None:
         """One attempt at *delivery*, settled on disk before this returns."""
@@ -165,13 +215,14 @@ class Dispatcher:
         decided = verdict(
             outcome, delivery, self._policy, now=now, paused=self._paused(now), chance=self._chance()
         )
-        await self._store(Settlement(delivery, started, duration, outcome, decided))
-        if isinstance(decided, Later):
-            self._wake.set()
-        self._observe(delivery, outcome, decided, duration, now)
         if isinstance(outcome, Pause):
             await self._begin_pause(outcome, now, probe=probe)
-        elif probe:
+        await self._settling.store([Settlement(delivery, started, duration, outcome, decided)])
+        if isinstance(decided, Later):
+            self._next_due = min(self._next_due, decided.due)
+            self._wake.set()
+        self._observe(delivery, outcome, decided, duration, now)
+        if probe and not isinstance(outcome, Pause):
             await self._end_pause(now)
 
     async def _send(self, delivery: Delivery) -> Outcome:
@@ -180,25 +231,6 @@ class Dispatcher:
         except Exception as bug:
             log.exception("bug in a sink", sink=self.sink.name, delivery=delivery.id)
             return RetryLater(Failure("other", f"bug: {type(bug).__name__}"))
-
-    async def _store(self, settlement: Settlement) -> None:
-        """Settle, as often as it takes; meanwhile no slot begins anything new."""
-        failed = False
-        while True:
-            try:
-                await self._outbox.settle([settlement])
-            except OutboxError as error:
-                if not failed and not self._unsettled:
-                    log.error("deliveries cannot be settled", sink=self.sink.name, error=str(error))
-                self._unsettled += not failed
-                failed = True
-                await anyio.sleep(STORE_RETRY)
-            else:
-                self._unsettled -= failed
-                if failed and not self._unsettled:
-                    log.info("deliveries can be settled again", sink=self.sink.name)
-                    self._wake.set()
-                return
 
     def _paused(self, now: float) -> float:
         running = max(0.0, now - self.pause.since) if self.pause else 0.0
@@ -254,9 +286,9 @@ class Dispatcher:
         self, delivery: Delivery, outcome: Outcome, decided: Verdict, duration: float, now: float
     ) -> None:
         name = self.sink.name
-        self._metrics.delivery_latency.labels(name).observe(duration)
+        self._latency.observe(duration)
         if isinstance(outcome, Delivered):
-            self._metrics.end_to_end_latency.labels(name).observe(max(0.0, now - delivery.received))
+            self._end_to_end.observe(max(0.0, now - delivery.received))
             if self._last_failure is not None and now - self._last_failure > CALM:
                 self._last_failure = None
                 log.info("deliveries succeed again", sink=name)

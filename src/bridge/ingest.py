@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from bridge.delivery import Route
 from bridge.errors import OutboxError
+from bridge.event import order_key
 from bridge.metrics import Metrics
 from bridge.outbox import Accepted, Batch, Intake, Outbox
 from bridge.redact import Redactor
@@ -25,13 +27,17 @@ RETRY_WAITS = (0.1, 0.5, 2.0, 5.0)  # seconds between tries to store a batch; th
 
 @dataclass(slots=True)
 class Ingest:
-    """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery."""
+    """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery.
+
+    *ordered* are the sinks with `order: entity`.
+    """
 
     outbox: Outbox
     rules: Callable[[], RuleSet]
     redactor: Redactor
     metrics: Metrics
     wake: Callable[[frozenset[str]], None]
+    ordered: frozenset[str] = frozenset()
     storing: bool = True
     """False while the disk does not take what is read."""
 
@@ -48,7 +54,7 @@ class Ingest:
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
             matched = [rules.select(arrival.event) for arrival in arrivals]
             intakes = [
-                intake(arrival, wanted, self.redactor)
+                intake(arrival, wanted, self.redactor, self.ordered)
                 for arrival, wanted in zip(arrivals, matched, strict=True)
             ]
             accepted = await self._store(batch(taken, intakes))
@@ -73,9 +79,11 @@ class Ingest:
                 return accepted
 
     def _count(self, matched: Sequence[tuple[Rule, ...]], accepted: Accepted) -> None:
-        for wanted, fresh in zip(matched, accepted.fresh, strict=True):
-            for rule in wanted if fresh else ():
-                self.metrics.rule_matches.labels(rule.name).inc()
+        fresh = (
+            rule.name for wanted, new in zip(matched, accepted.fresh, strict=True) if new for rule in wanted
+        )
+        for name, count in Counter(fresh).items():
+            self.metrics.rule_matches.labels(name).inc(count)
 
 
 def waiting(readings: MemoryObjectReceiveStream[Reading], limit: int) -> list[Reading]:
@@ -89,11 +97,16 @@ def waiting(readings: MemoryObjectReceiveStream[Reading], limit: int) -> list[Re
     return found
 
 
-def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor) -> Intake:
+def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor, ordered: frozenset[str]) -> Intake:
     """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept."""
-    routes = tuple(Route(rule.name, sink) for rule in wanted for sink in rule.send)
-    event = redactor.redact(arrival.event) if routes else arrival.event
-    return Intake(arrival.source, event, arrival.received, bool(wanted), routes)
+    if not wanted:
+        return Intake(arrival.source, arrival.event, arrival.received, matched=False)
+    event, routes = arrival.event, [Route(rule.name, sink) for rule in wanted for sink in rule.send]
+    if not ordered.isdisjoint(route.sink for route in routes):
+        key = order_key(event, arrival.source)
+        routes = [route._replace(order_key=key) if route.sink in ordered else route for route in routes]
+    stored = redactor.redact(event) if routes else event
+    return Intake(arrival.source, stored, arrival.received, matched=True, routes=tuple(routes))
 
 
 def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:

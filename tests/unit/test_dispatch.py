@@ -162,11 +162,50 @@ async def test_a_failing_delivery_does_not_hold_up_the_others(tmp_path: Path) ->
             assert [unique_id for _, unique_id in sink.calls] == ["1", "2", "3"]
 
 
+async def test_a_retry_falls_due_while_others_are_in_flight(tmp_path: Path) -> None:
+    """The timer for it is not forgotten when there was no room for more than what came since."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["retry"])
+        sink = ToldSink([AWAY, OK], seconds=1.0, max_in_flight=4)
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(1.5)
+            await fill(outbox, [str(n) for n in range(12)])
+            each.wake()
+            await anyio.sleep(8)
+        assert [round(at, 1) for at, unique_id in sink.calls if unique_id == "retry"] == [0.0, 4.5]
+
+
+async def test_a_retry_without_a_wait_is_not_forgotten(tmp_path: Path) -> None:
+    """Full jitter may draw zero."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = ToldSink([AWAY, OK])
+        each = Dispatcher(sink, outbox, POLICY, Metrics(), now=now, chance=lambda: 0.0)
+        async with running(each):
+            await anyio.sleep(1)
+        assert len(sink.calls) == 2
+
+
+async def test_a_clock_set_back_delays_nothing_for_long(tmp_path: Path) -> None:
+    """A due time further ahead than `retry.max` is due now."""
+    offset = 0.0
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = ToldSink([AWAY, AWAY, AWAY, OK], seconds=0.0)
+        each = Dispatcher(sink, outbox, POLICY, Metrics(), now=lambda: now() + offset, chance=lambda: 0.9)
+        async with running(each):
+            await anyio.sleep(1)
+            offset = -2 * POLICY.max
+            await anyio.sleep(120)
+        assert len(sink.calls) == 4
+
+
 async def test_a_wrong_sink_is_paused_and_probed_with_one(tmp_path: Path) -> None:
     """Nothing waiting is tried while the token is wrong; afterwards all of it arrives."""
     async with store(tmp_path, Disk()) as outbox:
         await fill(outbox, [str(n) for n in range(20)])
-        sink = ToldSink([WRONG] * 4 + [WRONG, OK], max_in_flight=4)
+        sink = ToldSink([WRONG, WRONG, WRONG, WRONG, WRONG, OK], max_in_flight=4)
         each = dispatcher(sink, outbox)
         async with running(each):
             await anyio.sleep(2)
