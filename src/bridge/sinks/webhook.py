@@ -17,7 +17,8 @@ from bridge.fields import Duration, Section, Size
 from bridge.render import CONTENT_TYPE, Format, body
 from bridge.retry import http_outcome, retry_after
 from bridge.sinks import guard, signing
-from bridge.sinks.http import Answer, HttpUrl, RetryConfig, client, post
+from bridge.sinks.http import Answer, HttpUrl, client, post
+from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
 LATER = "is not available in this version"
