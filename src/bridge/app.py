@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import anyio
 import structlog
@@ -16,20 +17,20 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from bridge.config import Config
+from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
 from bridge.errors import OutboxError, StartError
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.ops import Access, Parts, StoreCollector, admin_app, metrics_app
 from bridge.outbox import Outbox
-from bridge.outbox.sqlite import open_outbox, threads
 from bridge.pipeline import flow
 from bridge.redact import Redactor
 from bridge.retry import RetryPolicy
 from bridge.rules import RuleSet
 from bridge.sinks.registry import open_sink
 from bridge.sources import Source
-from bridge.sources.registry import make_source
+from bridge.sources.registry import open_source
 
 log = structlog.get_logger()
 
@@ -69,9 +70,11 @@ async def serve(
         scraping = (
             stack.enter_context(listen(config.admin.metrics_listen)) if config.admin.metrics_listen else None
         )
-        outbox = await stack.enter_async_context(opened_outbox(config))
+        outbox = await stack.enter_async_context(opened_store(config))
         sources = [
-            make_source(name, each, metrics=metrics, outbox=outbox, rules=rules.rules, now=time.time)
+            await stack.enter_async_context(
+                open_source(name, each, metrics=metrics, outbox=outbox, names=rules.names(), now=time.time)
+            )
             for name, each in config.sources.items()
         ]
         dispatchers = [
@@ -103,7 +106,9 @@ async def serve(
         if scraping:
             await stack.enter_async_context(http(metrics_app(parts), scraping))
         host, port = listening.getsockname()[:2]
-        announce(Running(host, port, parts))
+        running = Running(host, port, parts)
+        Path(f"{config.outbox_path}.lock").write_text(running.url)
+        announce(running)
         await _run(parts, stop, config.shutdown_timeout)
 
 
@@ -142,25 +147,6 @@ async def nothing_opens(sources: Sequence[Source]) -> StartError | None:
             return StartError(f"no source opens and nothing waits to be delivered: {reasons}")
         await anyio.sleep(0.1)
     return None
-
-
-@asynccontextmanager
-async def opened_outbox(config: Config) -> AsyncIterator[Outbox]:
-    """The store of *config*, with one thread that writes and one that reads."""
-    async with (
-        threads() as write,
-        threads() as read,
-        open_outbox(
-            config.outbox_path,
-            durability=config.durability,
-            dedup_window=config.dedup_window,
-            dead_letter_retention=config.dead_letter_retention,
-            trace_retention=config.trace_retention,
-            offload_write=write,
-            offload_read=read,
-        ) as outbox,
-    ):
-        yield outbox
 
 
 def waker(dispatchers: Sequence[Dispatcher]) -> Callable[[frozenset[str]], None]:

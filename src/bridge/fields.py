@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from bridge.errors import Mistake
@@ -69,6 +72,23 @@ Size: TypeAlias = Annotated[int, BeforeValidator(size, json_schema_input_type=st
 """Bytes, written with a unit."""
 
 
+_folder: ContextVar[Path] = ContextVar("folder", default=Path())
+
+
+@contextmanager
+def relative_to(folder: Path) -> Iterator[None]:
+    """While inside, a `File` of a model is relative to *folder*: that of the file it stands in."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+File: TypeAlias = Annotated[Path, AfterValidator(lambda path: _folder.get() / path)]
+"""A path, relative to the file it stands in."""
+
+
 def mistakes(
     error: ValidationError, document: Document, model: type[BaseModel], at: Sequence[str | int] = ()
 ) -> list[Mistake]:
@@ -109,6 +129,8 @@ def _advice(details: ErrorDetails, known: frozenset[str]) -> str:
         return f"must be one of {expected}"
     if kind == "union_tag_not_found":
         return "type is required"
+    if kind == "string_type":
+        return "must be text; put it in quotes"
     message = details["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:] if kind != "value_error" else message
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -189,8 +190,22 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
         wanted = DeadLetterFilter(ids=[request.path_params["id"]])
         return _changed(await parts.outbox.drop_dead_letters(wanted, parts.now()))
 
+    async def many(request: Request) -> Response:
+        try:
+            wanted = msgspec.json.decode(await request.body(), type=DeadLetterFilter)
+        except msgspec.DecodeError as error:
+            return JSONResponse({"error": f"not a filter: {error}"}, 400)
+        if request.url.path.endswith("/drop"):
+            return JSONResponse({"changed": await parts.outbox.drop_dead_letters(wanted, parts.now())})
+        count = await parts.outbox.retry_dead_letters(wanted, parts.now())
+        for each in parts.dispatchers:
+            each.wake()
+        return JSONResponse({"changed": count})
+
     return [
         Route("/api/dead-letters", listed),
+        Route("/api/dead-letters/retry", many, methods=["POST"]),
+        Route("/api/dead-letters/drop", many, methods=["POST"]),
         Route("/api/dead-letters/{id}/retry", retry, methods=["POST"]),
         Route("/api/dead-letters/{id}/drop", drop, methods=["POST"]),
     ]

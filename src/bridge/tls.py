@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
 from bridge.errors import StartError
-from bridge.fields import Section
+from bridge.fields import File, Section
 
 
 class TlsConfig(Section):
-    ca_file: Path | None = None
+    ca_file: File | None = None
     """PEM file of the authorities to trust instead of the system's."""
-    cert_file: Path | None = None
+    cert_file: File | None = None
     """PEM file of the client certificate."""
-    key_file: Path | None = None
+    key_file: File | None = None
     """PEM file of its key; default: in cert_file."""
 
 

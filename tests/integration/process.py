@@ -36,6 +36,8 @@ class Bridge:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    token: str = ""
+    """The admin token, where the config has one."""
 
     def kill(self) -> None:
         """The power goes."""
@@ -48,7 +50,8 @@ class Bridge:
         return self.process.wait(PATIENCE)
 
     async def status(self) -> dict[str, Any]:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
             answer = await client.get(f"{self.url}/api/status")
             found: dict[str, Any] = answer.json()
             return found

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import anyio
 
+from bridge import logs
 from bridge.app import Running, serve
+from bridge.commands.terminal import run_async
 from bridge.config import Config, load
 from bridge.receiver import Receiver, receive, sentence
 from bridge.standin import ALL, World, entities_in, play
@@ -33,7 +35,13 @@ Press Ctrl-C to end.
 time      sink        about               what happened"""
 
 
-async def demo() -> None:
+def demo() -> None:
+    """Recorded traffic, the shipped rules and an embedded receiver: no server, no account."""
+    logs.configure("warning", "console")
+    run_async(played)
+
+
+async def played() -> None:
     """Play the recordings once, and stay up until SIGINT or SIGTERM."""
     stop = anyio.Event()
     share = files("bridge") / "share"

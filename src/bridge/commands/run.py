@@ -7,10 +7,19 @@ import signal
 import anyio
 import structlog
 
+from bridge import logs
 from bridge.app import Running, serve
+from bridge.commands.terminal import ConfigOption, loaded, run_async
 from bridge.config import Config
 
 log = structlog.get_logger()
+
+
+def run(config: ConfigOption = None) -> None:
+    """Run until SIGTERM or Ctrl-C; what is in flight may finish for shutdown_timeout."""
+    found = loaded(config)
+    logs.configure(found.log.level, found.log.format)
+    run_async(until_signal, found)
 
 
 async def until_signal(config: Config) -> None:

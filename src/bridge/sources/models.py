@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from bridge.event import KINDS, Entity
-from bridge.fields import Duration, Section, seconds
+from bridge.fields import Duration, File, Section, seconds
 from bridge.tls import TlsConfig
 
 LATER = "is not available in this version"
@@ -118,7 +117,7 @@ class ReplaySourceConfig(Section):
     """A recorded stream, played again."""
 
     type: Literal["replay"]
-    path: Path
+    path: File
     """A .sse or .ndjson file."""
     speed: Annotated[Any, BeforeValidator(_speed)] = 1
     """1 is as recorded, N is N times as fast, max does not wait."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Annotated, TypeAlias
 
 import tenacity
+from pydantic import Field
 
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
@@ -15,6 +17,8 @@ from bridge.sources.follow import TtsSource
 from bridge.sources.http import HttpUpstream
 from bridge.sources.models import ReplaySourceConfig, TtsSourceConfig
 from bridge.sources.replay import ReplaySource
+
+SourceConfig: TypeAlias = Annotated[TtsSourceConfig | ReplaySourceConfig, Field(discriminator="type")]
 
 LONGEST_WAIT = 60.0  # seconds between reconnects
 
@@ -31,7 +35,7 @@ def reconnect_wait(attempt: int) -> float:
 @asynccontextmanager
 async def open_source(
     name: str,
-    config: TtsSourceConfig | ReplaySourceConfig,
+    config: SourceConfig,
     *,
     metrics: Metrics,
     outbox: Outbox,

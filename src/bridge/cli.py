@@ -1,0 +1,67 @@
+"""The command line: our errors become one line each and an exit code (DESIGN.md §2.1).
+
+0 done; 1 the thing asked for is not so; 2 wrong config or arguments; 3 cannot start or reach.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from bridge import logs
+from bridge.commands import dead_letters
+from bridge.commands.check import check
+from bridge.commands.demo import demo
+from bridge.commands.run import run
+from bridge.commands.send_test import send_test
+from bridge.commands.terminal import CANNOT, WRONG, fail
+from bridge.commands.trace import trace
+from bridge.errors import BridgeError, ConfigError
+
+app = typer.Typer(
+    name="bridge",
+    help="Event router for LoRaWAN networks on The Things Stack.",
+    epilog="Start with `bridge demo`. Then write bridge.yaml, `bridge check`, `bridge run`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (run, check, demo, trace, send_test):
+    app.command()(command)
+app.add_typer(dead_letters.app, name="dead-letters")
+
+
+def main() -> None:
+    """The command `bridge`."""
+    logs.configure()
+    try:
+        app()
+    except ConfigError as error:
+        fail(error.mistakes, WRONG)
+    except BridgeError as error:
+        fail([error], CANNOT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(version("tts-event-bridge") + "\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Event router for LoRaWAN networks on The Things Stack."""

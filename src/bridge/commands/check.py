@@ -1,0 +1,76 @@
+"""`bridge check`: everything loaded, every mistake printed, or what would run."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from bridge.commands.terminal import NOT_SO, ConfigOption, fail, loaded, print_lines
+from bridge.config import Config
+from bridge.sinks.guard import blocked, policy
+from bridge.sinks.registry import SinkConfig
+from bridge.sinks.webhook import WebhookConfig
+from bridge.sources.models import TtsSourceConfig
+
+
+def check(
+    config: ConfigOption = None,
+    no_secrets: Annotated[
+        bool, typer.Option("--no-secrets", help="Put a placeholder for every secret: for CI.")
+    ] = False,
+) -> None:
+    """Load everything: every mistake with its line, or a summary of what would run."""
+    found = loaded(config, no_secrets=no_secrets)
+    print_lines(summary(found))
+    refused = [] if no_secrets else list(refused_addresses(found))
+    if refused:
+        fail(refused, NOT_SO)
+
+
+def summary(config: Config) -> Iterator[str]:
+    """What `run` would run, a line each."""
+    for name, source in config.sources.items():
+        about = f" {len(source.identifiers)} identifiers" if isinstance(source, TtsSourceConfig) else ""
+        yield f"source {name}: {source.type}{about}"
+    for name, sink in config.sinks.items():
+        yield f"sink {name}: {sink.type}{unconfirmed(sink)}"
+    for rule in config.rule_set.rules:
+        yield f"rule {rule.name}: to {', '.join(rule.send) or 'nothing'}"
+    names = config.rule_set.names()
+    yield f"asked of the server: {', '.join(names) if names else 'every event name'}"
+
+
+def unconfirmed(sink: SinkConfig) -> str:
+    """A warning where a delivery counts as soon as its bytes are written (DESIGN.md §1.4)."""
+    if sink.type == "mqtt" and sink.qos == 0:
+        return ", qos 0: delivered means written, nothing confirms it"
+    return ""
+
+
+def refused_addresses(config: Config) -> Iterator[str]:
+    """What the guard would refuse today, with the line that opens it (DESIGN.md §2.6)."""
+    for name, sink in config.sinks.items():
+        if not isinstance(sink, WebhookConfig) or sink.proxy is not None:
+            continue
+        host = urlsplit(sink.url).hostname or ""
+        opened = policy(sink.allow_private_networks, sink.allow_networks)
+        for address in sorted(addresses(host)):
+            why = blocked(address, opened, host)
+            if why:
+                line = f"add allow_networks: [{host}]" if why in OPENABLE else "no key opens it"
+                yield f"sinks.{name}.url: the guard refuses its address: {why}; {line}"
+
+
+OPENABLE = frozenset({"loopback", "private", "not public", "shared by a carrier's customers"})
+
+
+def addresses(host: str) -> set[str]:
+    """What *host* resolves to now; nothing if it does not."""
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()

@@ -1,0 +1,30 @@
+"""From a sink's config to the sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, TypeAlias, assert_never
+
+from pydantic import Field
+
+from bridge.sinks import Sink
+from bridge.sinks.mqtt import MqttConfig, open_mqtt
+from bridge.sinks.slack import SlackConfig, open_slack
+from bridge.sinks.webhook import WebhookConfig, open_webhook
+
+SinkConfig: TypeAlias = Annotated[WebhookConfig | MqttConfig | SlackConfig, Field(discriminator="type")]
+
+
+def open_sink(
+    name: str, config: SinkConfig, *, now: Callable[[], float]
+) -> AbstractAsyncContextManager[Sink]:
+    """The sink of *config*; *now* is unix seconds. Raises StartError for files it cannot use."""
+    match config:
+        case WebhookConfig():
+            return open_webhook(name, config, now=now)
+        case MqttConfig():
+            return open_mqtt(name, config, now=now)
+        case SlackConfig():
+            return open_slack(name, config, now=now)
+    assert_never(config)
