@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.event import Entity, Identifiers, nanoseconds
+from bridge.ids import ulid
 from bridge.receiver import sentence
 from bridge.standin import ALL, Cut, CutAt, Drip, Drop, Duplicate, End, Garbage, Reorder, Silence, World
-from bridge.standin.history import History, Record, record, sparse, window
-from bridge.ids import ulid
+from bridge.standin.history import History, Record, record, renamed, sparse, window
 from bridge.standin.peer import Peer
-from bridge.standin.player import entities_in, merged, renamed, shifted
+from bridge.standin.player import entities_in, merged, shifted
 from bridge.standin.problems import RefusedError
 from bridge.standin.request import Asked, StreamRequest, event_names, expand, read, resolve
 from bridge.standin.shaper import Close, Finish, Shaper, Write, chunks

@@ -1,13 +1,17 @@
 """A server that behaves like The Things Stack v3.32.1 on its event stream, for tests and the demo.
 
-Proved byte for byte against the recordings in tests/data/recorded. It leaves out visibility by single rights,
-gRPC, compression, the Console's websocket, lists and notifications.
+Proved against the recordings in tests/data/recorded: streams byte for byte, the unary calls as JSON values.
+It leaves out compression, the Console's websocket, and everything that writes to the registries.
 
     world = World({"NNSXS.KEY.SECRET": ALL}, entities=[Entity("application", "plant-a")])
     async with serve(world) as server:
         world.faults.on_open(Cut(after=3))
         ...  # a client opens POST {server.url}/api/v3/events
         world.publish(event_json)
+        world.create(Entity("device", "plant-a/meter-09"), dev_eui="70B3D57ED0000099")
+        world.notify("admin", "api_key_created", about=Entity("application", "plant-a"))
+        world.narrow("NNSXS.KEY.SECRET", rights=["RIGHT_APPLICATION_INFO"])
+        world.revoke("NNSXS.KEY.SECRET")
 """
 
 from bridge.standin.faults import (
@@ -27,8 +31,9 @@ from bridge.standin.faults import (
     Stall,
 )
 from bridge.standin.player import entities_in, play
+from bridge.standin.rights import ALL, Key, Rights
 from bridge.standin.server import Server, serve
-from bridge.standin.world import ALL, Rights, World
+from bridge.standin.world import World
 
 __all__ = [
     "ALL",
@@ -42,6 +47,7 @@ __all__ = [
     "ErrorFrame",
     "Fault",
     "Garbage",
+    "Key",
     "Refuse",
     "Reorder",
     "Rights",

@@ -134,6 +134,8 @@ class Faults:
 
     always: tuple[Fault, ...] = ()
     opens: deque[tuple[Fault, ...]] = field(default_factory=deque)
+    calls: dict[str, deque[Refuse | Answer | Stall]] = field(default_factory=dict)
+    """What happens to unary calls, by path (`/auth_info`)."""
 
     def on_open(self, *faults: Fault) -> None:
         """The next opening without a turn yet gets *faults*; called without any, it goes well."""
@@ -141,3 +143,11 @@ class Faults:
 
     def take(self) -> tuple[Fault, ...]:
         return self.opens.popleft() if self.opens else self.always
+
+    def on_call(self, path: str, fault: Refuse | Answer | Stall) -> None:
+        """The next call of *path* meets *fault*; a Stall delays the answer."""
+        self.calls.setdefault(path, deque()).append(fault)
+
+    def take_call(self, path: str) -> Refuse | Answer | Stall | None:
+        waiting = self.calls.get(path)
+        return waiting.popleft() if waiting else None

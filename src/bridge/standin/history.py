@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bridge.event import Entity, Identifiers, entity_of, nanoseconds
+from bridge.standin.registry import ids_json
 
 ENTITY_COUNT = 100  # entries that are kept for certain
 ENTITY_SLACK = 100  # `XADD MAXLEN ~ 100` cuts whole nodes of a hundred entries
@@ -22,12 +23,17 @@ RELATED_LIMIT = 101  # events
 MILLISECOND = 1_000_000  # ns
 
 
+class _Visibility(msgspec.Struct):
+    rights: tuple[str, ...] = ()
+
+
 class _Envelope(msgspec.Struct):
     name: str
     time: str
     unique_id: str = ""
     identifiers: tuple[Identifiers, ...] = ()
     correlation_ids: tuple[str, ...] = ()
+    visibility: _Visibility | None = None
 
 
 class _Sparse(msgspec.Struct, omit_defaults=True):
@@ -53,6 +59,9 @@ class Record:
     correlation_ids: tuple[str, ...]
     body: bytes
     inserted: int
+    rights: tuple[str, ...] = ()
+    """Any one of them makes it visible, and none says that anybody may see it."""
+    identifiers: tuple[Identifiers, ...] = ()
 
 
 def record(body: bytes, inserted: int, propagates: Mapping[str, bool]) -> Record:
@@ -66,8 +75,17 @@ def record(body: bytes, inserted: int, propagates: Mapping[str, bool]) -> Record
         found[entity] = None
         if entity.kind == "device" and propagates.get(read.name):
             found[Entity("application", entity.id.partition("/")[0])] = None
-    time = nanoseconds(read.time)
-    return Record(read.name, time, read.unique_id, tuple(found), read.correlation_ids, body, inserted)
+    return Record(
+        read.name,
+        nanoseconds(read.time),
+        read.unique_id,
+        tuple(found),
+        read.correlation_ids,
+        body,
+        inserted,
+        read.visibility.rights if read.visibility else (),
+        read.identifiers,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +124,7 @@ def window(
 
 def identifiers_json(entity: Entity) -> dict[str, object]:
     """*entity* as `EntityIdentifiers`, without EUIs."""
-    if entity.kind != "device":
-        return {f"{entity.kind}_ids": {f"{entity.kind}_id": entity.id}}
-    application, _, device = entity.id.partition("/")
-    ids = {"device_id": device, "application_ids": {"application_id": application}}
-    return {"device_ids": ids}
+    return {f"{entity.kind}_ids": ids_json(entity)}
 
 
 def sparse(each: Record, entity: Entity) -> bytes:
@@ -118,6 +132,28 @@ def sparse(each: Record, entity: Entity) -> bytes:
     read = msgspec.json.decode(each.body, type=_Sparse)
     read.identifiers = (identifiers_json(entity),)
     return msgspec.json.encode(read)
+
+
+class _Redacted(msgspec.Struct, omit_defaults=True):
+    """What somebody gets of a related event without the right to see it."""
+
+    name: str
+    time: str
+    identifiers: msgspec.Raw = msgspec.Raw()
+    origin: str = ""
+    visibility: msgspec.Raw = msgspec.Raw()
+    unique_id: str = ""
+
+
+def redacted(body: bytes) -> bytes:
+    """*body* as FindRelated shows it to somebody who may not see the event."""
+    return msgspec.json.encode(msgspec.json.decode(body, type=_Redacted))
+
+
+def renamed(body: bytes, unique_id: str, fresh: str) -> bytes:
+    """*body* under the id *fresh*; its own `unique_id` stands last."""
+    head, found, tail = body.rpartition(f'"unique_id":"{unique_id}"'.encode())
+    return head + f'"unique_id":"{fresh}"'.encode() + tail if found else body
 
 
 def shown(each: Record, entity: Entity, now: int) -> bytes:

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from bridge.event import Entity, Identifiers, entity_of, nanoseconds, rfc3339
+from bridge.standin.history import renamed
 from bridge.standin.world import World
 
 START = "events.stream.start"
@@ -82,12 +83,6 @@ def shifted(each: Recorded, by: int) -> bytes:
     """The event *by* ns later: its own `time` only, what its data says stays."""
     time = rfc3339(nanoseconds(each.time) + by)
     return each.body.replace(f'"time":"{each.time}"'.encode(), f'"time":"{time}"'.encode(), 1)
-
-
-def renamed(body: bytes, unique_id: str, fresh: str) -> bytes:
-    """*body* under the id *fresh*; its own `unique_id` stands last."""
-    head, found, tail = body.rpartition(f'"unique_id":"{unique_id}"'.encode())
-    return head + f'"unique_id":"{fresh}"'.encode() + tail if found else body
 
 
 async def play(

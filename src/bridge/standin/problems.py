@@ -8,7 +8,7 @@ if the call is unary and wrapped, `{"error":{…}}`, if it is a stream.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,7 @@ NOT_FOUND = Malformed(5, "Not Found", ())
 METHOD_NOT_ALLOWED = Malformed(12, "Method Not Allowed")
 UNEXPECTED_EOF = Malformed(3, "unexpected EOF")
 
+NO_ADMIN = Problem(7, "pkg/auth/rights", "no_admin", "no admin")
 NO_IDENTIFIERS = Problem(3, "pkg/events/grpc", "no_identifiers", "no identifiers")
 INVALID_REGEXP = Problem(3, "pkg/events", "invalid_regexp", "invalid regexp")
 INVALID_TOKEN = Problem(3, "pkg/auth", "token", "invalid token")
@@ -159,6 +160,31 @@ def no_rights(entity: Entity) -> Problem:
     """Also what a deleted or unknown entity looks like to anybody who is no admin."""
     text = f"no rights for {entity.kind} `{{uid}}`"
     return Problem(7, "pkg/auth/rights", f"no_{entity.kind}_rights", text, {"uid": entity.id})
+
+
+def insufficient_rights(entity: Entity, missing: Iterable[str]) -> Problem:
+    name = f"insufficient_{entity.kind}_rights"
+    text = f"insufficient rights for {entity.kind} `{{uid}}`"
+    attributes = {"missing": list(missing), "uid": entity.id}
+    return Problem(7, "pkg/auth/rights", name, text, attributes)
+
+
+def not_connected(gateway: str) -> Problem:
+    attributes = {"gateway_uid": gateway}
+    return Problem(
+        5, "pkg/gatewayserver", "not_connected", "gateway `{gateway_uid}` not connected", attributes
+    )
+
+
+def bad_number(field_name: str, value: str) -> Malformed:
+    """A query parameter that is no uint32 (grpc-gateway v2.22.0, runtime/query.go)."""
+    reason = f'strconv.ParseUint: parsing "{value}": invalid syntax'
+    return Malformed(3, f'parsing field "{field_name}": {reason}')
+
+
+def bad_choice(field_name: str, value: str) -> Malformed:
+    """A query parameter that is no value of its enum; only its full name or its number is."""
+    return Malformed(3, f'parsing list "{field_name}": "{value}" is not a valid value')
 
 
 def not_found(entity: Entity) -> Problem:

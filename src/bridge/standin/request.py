@@ -62,10 +62,23 @@ class Asked(msgspec.Struct):
     names: tuple[str, ...] = ()
 
 
+class Defined(msgspec.Struct, frozen=True):
+    """What this server knows of an event name: the rights to see it, and whether applications carry it."""
+
+    name: str
+    rights: tuple[str, ...] = ()
+    propagates_to_application: bool = False
+
+
+def definitions() -> Mapping[str, Defined]:
+    """The event names of this server."""
+    text = files("bridge").joinpath("share", "tts_event_names.json").read_bytes()
+    return {each.name: each for each in msgspec.json.decode(text, type=list[Defined])}
+
+
 def event_names() -> Mapping[str, bool]:
     """The names this server defines, each with whether an application stream carries it."""
-    text = files("bridge").joinpath("share", "tts_event_names.json").read_bytes()
-    return {each["name"]: each["propagates_to_application"] for each in msgspec.json.decode(text)}
+    return {name: each.propagates_to_application for name, each in definitions().items()}
 
 
 def read(body: bytes) -> Asked:
@@ -154,19 +167,20 @@ def invalid_identifiers(ids: Identifiers) -> Problem | None:
     """What protoc-gen-validate says of one entry of `identifiers`, or None (identifiers.proto, v3.32)."""
     if ids.device_ids is not None:
         device = ids.device_ids
-        problem = _invalid_id("application_id", "Application", device.application_ids.application_id)
+        problem = invalid_id("application_id", "Application", device.application_ids.application_id)
         if problem is not None:
             problem = invalid("application_ids", "EndDeviceIdentifiers", EMBEDDED, problem)
-        problem = problem or _invalid_id("device_id", "EndDevice", device.device_id)
+        problem = problem or invalid_id("device_id", "EndDevice", device.device_id)
         return invalid("device_ids", "EntityIdentifiers", EMBEDDED, problem) if problem else None
     entity = entity_of(ids)
     if entity is None:
         return invalid("ids", "EntityIdentifiers", "value is required")
-    problem = _invalid_id(f"{entity.kind}_id", entity.kind.capitalize(), entity.id)
+    problem = invalid_id(f"{entity.kind}_id", entity.kind.capitalize(), entity.id)
     return invalid(f"{entity.kind}_ids", "EntityIdentifiers", EMBEDDED, problem) if problem else None
 
 
-def _invalid_id(field: str, message: str, value: str) -> Problem | None:
+def invalid_id(field: str, message: str, value: str) -> Problem | None:
+    """What is wrong with *value* as the id in *field* of the identifiers of *message*, or None."""
     least = 1 if field == "user_id" else 2
     pattern = f"^[a-z0-9](?:[-]?[a-z0-9]){{{least},}}$"
     if len(value) > ID_LIMIT:

@@ -13,25 +13,21 @@ from urllib.parse import parse_qs
 
 import anyio
 import h11
-import msgspec
 from anyio.abc import AnyByteStream, Listener, SocketAttribute, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSListener
 
 from bridge.event import Entity, entity_of
-from bridge.standin.faults import Answer, Fault, Refuse
+from bridge.standin.calls import Call, find
+from bridge.standin.faults import Answer, Fault, Refuse, Stall
 from bridge.standin.peer import GONE, Peer, Received
 from bridge.standin.problems import (
     INVALID_TOKEN,
-    METHOD_NOT_ALLOWED,
     NO_IDENTITY_SERVER,
-    NOT_FOUND,
-    STORAGE_DISABLED,
     STORE,
     Malformed,
     Problem,
     RefusedError,
     flat,
-    invalid,
     no_rights,
     not_found,
     rate_limited,
@@ -45,7 +41,6 @@ from bridge.standin.wire import BAD_REQUEST, DELIMITERS, LAST_CHUNK, Budget, con
 from bridge.standin.world import World, key_id
 
 PREFIX = "/api/v3"
-METHODS = {"/events": "POST", "/events/related": "GET", "/auth_info": "GET"}
 STOP_WITHIN = 1.0  # seconds in which a stopping server says goodbye to its streams
 
 
@@ -139,13 +134,11 @@ class Server:
             "X-Request-Id": received.headers.get("x-request-id") or self.world.new_id(),
         }
         try:
-            if path not in METHODS:
-                raise RefusedError(NOT_FOUND)
-            if received.method != METHODS[path]:
-                raise RefusedError(METHOD_NOT_ALLOWED)
-            if path == "/events":
+            if (received.method, path) == ("POST", "/events"):
                 return await self._stream(peer, received, fields)
-            body = self._related(received) if path == "/events/related" else self._auth_info(received)
+            body = await self._call(peer, path, received, fields)
+            if body is None:
+                return Ending.CLOSED
             await peer.send(head(200, fields, self.world.clock(), len(body)) + body)
         except RefusedError as refused:
             if refused.status == 401:
@@ -154,20 +147,26 @@ class Server:
             await peer.send(head(refused.status, fields, self.world.clock(), len(body)) + body)
         return Ending.FINISHED
 
-    def _auth_info(self, received: Received) -> bytes:
-        token = self.world.authenticate(received.headers.get("authorization"))
-        return msgspec.json.encode({} if token is None else self.world.auth_info(token))
-
-    def _related(self, received: Received) -> bytes:
-        if not self.world.storage:
-            raise RefusedError(STORAGE_DISABLED)
-        self.world.authenticate(received.headers.get("authorization"))
-        correlation_id = parse_qs(received.query).get("correlation_id", [""])[0]
-        if not 1 <= len(correlation_id) <= 100:
-            reason = "value length must be between 1 and 100 runes, inclusive"
-            raise RefusedError(invalid("correlation_id", "FindRelatedEventsRequest", reason))
-        found = self.world.history.related(correlation_id, self.world.now)
-        return b'{"events":[%s]}' % b",".join(each.body for each in found) if found else b"{}"
+    async def _call(self, peer: Peer, path: str, received: Received, fields: dict[str, str]) -> bytes | None:
+        """The body that answers a unary call, None if a fault has answered it."""
+        handler, ids = find(received.method, path)
+        authorization = received.headers.get("authorization")
+        match self.world.faults.take_call(path):
+            case Answer(raw):
+                await peer.send(raw)
+                return None
+            case Stall(seconds=None):
+                await self._gate.resumed()
+            case Stall(seconds=seconds):
+                await anyio.sleep(seconds or 0.0)
+            case Refuse() as fault:
+                self._refuse(fault, Asked(), authorization, fields)
+        query = parse_qs(received.query, keep_blank_values=True)
+        token = self.world.authenticate(authorization)
+        answer = handler(self.world, Call(token, ids, query, received.content))
+        if answer.total is not None:
+            fields["X-Total-Count"] = str(answer.total)
+        return answer.body
 
     async def _stream(self, peer: Peer, received: Received, fields: dict[str, str]) -> Ending:
         """Open a stream, or say why not; only Malformed goes up, which grpc-gateway answers by itself."""
@@ -186,7 +185,7 @@ class Server:
             body = chunks(wrapped(refused.why, world.rng), delimiter)
             await peer.send(head(refused.status, fields, world.clock()) + body + LAST_CHUNK)
             return Ending.FINISHED
-        subscription = world.subscribe(request)
+        subscription = world.subscribe(request, world.authenticate(received.headers.get("authorization")))
         stream = Stream(world, peer, subscription, faults=faults, delimiter=delimiter, gate=self._gate)
         self._streams.add(stream)
         try:

@@ -103,8 +103,12 @@ class Stream:
         ending = await self._perform([Write(head), *self._shaper.start(start)])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._world.replay, self._subscription)
-            while ending is None:
-                ending = await self._perform(self._shaped(await self._next()))
+            try:
+                while ending is None:
+                    ending = await self._perform(self._shaped(await self._next()))
+            except anyio.EndOfStream:
+                await self._finish(self._subscription.problem)
+                ending = Ending.FINISHED
             tasks.cancel_scope.cancel()
         return ending or Ending.CLOSED
 
@@ -127,7 +131,7 @@ class Stream:
         while bodies and self._batches:
             try:
                 bodies.append(self._subscription.receive.receive_nowait())
-            except anyio.WouldBlock:
+            except (anyio.WouldBlock, anyio.EndOfStream):
                 break
         return bodies
 
