@@ -17,7 +17,7 @@ Network: TypeAlias = IPv4Network | IPv6Network
 NEVER: tuple[tuple[Network, str], ...] = tuple(
     (ipaddress.ip_network(network), why)
     for network, why in (
-        ("169.254.0.0/16", "link-local, where cloud metadata is"),
+        ("169.254.0.0/16", "link-local"),
         ("fe80::/10", "link-local"),
         ("fd00:ec2::254/128", "cloud metadata"),
         ("100.100.100.200/32", "cloud metadata"),
@@ -100,6 +100,11 @@ def blocked(address: str, policy: Policy, host: str = "") -> str | None:
     if host.lower().rstrip(".") in policy.hosts:
         return None
     return next((why for each in meant if (why := _private(each, policy))), None)
+
+
+def openable(why: str) -> bool:
+    """Can the config open what `blocked` refused for the reason *why*?"""
+    return all(why != shut for _, shut in NEVER)
 
 
 def _private(ip: Address, policy: Policy) -> str | None:

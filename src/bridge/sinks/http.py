@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import version
+from ipaddress import IPv6Address
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import aiohttp
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
-from bridge.fields import Duration, Section
-from bridge.sinks.guard import Policy, blocked
+from bridge.retry import http_outcome
+from bridge.sinks.guard import Policy, blocked, openable
 
 USER_AGENT = f"bridge/{version('tts-event-bridge')}"
 CONNECT = 10.0  # seconds for name, connection and TLS, inside the attempt's timeout
-
-
-class RetryConfig(Section):
-    """When a failed delivery is tried again: exponential, with full jitter."""
-
-    initial: Annotated[Duration, Field(gt=0)] = 5.0
-    """The first wait is up to this long; it doubles each time."""
-    max: Annotated[Duration, Field(gt=0)] = 3600.0
-    """No wait is longer."""
-    give_up_after: Annotated[Duration, Field(gt=0)] = 86400.0
-    """From the first attempt on, pauses not counted; then it is a dead letter."""
 
 
 def http_url(url: str) -> str:
@@ -47,7 +40,8 @@ class BlockedError(OSError):
     """The guard does not let this address be reached."""
 
 
-REFUSED = "address refused"  # how a BlockedError begins: it may come wrapped in others of several addresses
+_tried: ContextVar[list[str | None]] = ContextVar("tried")
+"""Of the attempt that runs: for each address it came to, why it was refused, or None."""
 
 
 def guarded(policy: Policy, host: str) -> aiohttp.connector.SocketFactoryType:
@@ -60,32 +54,74 @@ def guarded(policy: Policy, host: str) -> aiohttp.connector.SocketFactoryType:
     def make(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
         why = blocked(str(address[0]), policy, host)
+        _tried.get([]).append(why)
         if why:
-            raise BlockedError(f"{REFUSED}: {why}")
+            raise BlockedError(why)
         return socket.socket(family, kind, protocol)
 
     return make
 
 
-def client(
-    url: str, policy: Policy, *, limit: int, timeout: float, tls: ssl.SSLContext
-) -> aiohttp.ClientSession:
-    """A client for one sink: nothing is shared with another. *timeout* in seconds for a whole attempt."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one sink posts to, and how.  *hidden*: what must not come back in an answer that is kept."""
+
+    url: str
+    session: aiohttp.ClientSession
+    proxy: str | None = None
+    refused: str | None = None
+    """Why the URL's own address may not be reached, where a proxy would connect to it for us."""
+    hidden: Sequence[str] = ()
+
+
+@asynccontextmanager
+async def target(
+    url: str,
+    policy: Policy,
+    *,
+    limit: int,
+    timeout: float,
+    tls: ssl.SSLContext,
+    proxy: str | None = None,
+    hidden: Sequence[str] = (),
+) -> AsyncIterator[Target]:
+    """A client for one sink: nothing is shared with another. *timeout* in seconds for a whole attempt.
+
+    With *proxy* the address connected to is the proxy's, which the operator chose: it may be private.
+    What it connects to for us is judged only where the URL holds an address; names are the proxy's
+    business. Nothing is ever taken from the environment.
+    """
+    host = urlsplit(url).hostname or ""
+    reached = urlsplit(proxy).hostname or "" if proxy else host
     connector = aiohttp.TCPConnector(
         limit=limit,
         ssl=tls,
-        socket_factory=guarded(policy, urlsplit(url).hostname or ""),
+        socket_factory=guarded(Policy(allow_private=True) if proxy else policy, reached),
         use_dns_cache=True,
         ttl_dns_cache=10,
     )
-    return aiohttp.ClientSession(
+    refused = blocked(literal(host) or "", policy, host) if proxy and literal(host) else None
+    async with aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT, timeout)),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
-        headers={"User-Agent": USER_AGENT},
+        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         auto_decompress=False,
-    )
+    ) as session:
+        yield Target(url, session, proxy, refused, tuple(each for each in hidden if each))
+
+
+def literal(host: str) -> str | None:
+    """The address *host* spells, also as `2130706433`, `0x7f.1` or `0177.0.0.1`; None for a name."""
+    try:
+        return str(IPv6Address(host.partition("%")[0]))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,45 +133,95 @@ class Answer:
     retry_after: str | None
 
 
-async def post(
-    session: aiohttp.ClientSession, url: str, body: bytes, headers: Mapping[str, str]
-) -> Answer | Outcome:
+async def post(to: Target, body: bytes, headers: Mapping[str, str]) -> Answer | Outcome:
     """One POST: the answer, or the outcome of not getting one. Redirects are not followed."""
+    if to.refused:
+        return _refusal(to.refused)
+    tried: list[str | None] = []
+    token = _tried.set(tried)
     try:
-        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-            text = (
-                await response.content.read(RESPONSE_LIMIT)
-                if response.status >= 300 or _says(response)
-                else b""
-            )
-            return Answer(response.status, text.decode(errors="replace"), response.headers.get("Retry-After"))
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return failed(error)
+        async with to.session.post(
+            to.url, data=body, headers=headers, allow_redirects=False, proxy=to.proxy
+        ) as response:
+            text = without(await _beginning(response), to.hidden)
+            return Answer(response.status, text, response.headers.get("Retry-After"))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        refused = tried[0] if tried and all(tried) else None
+        return _refusal(refused) if refused else failed(error)
+    finally:
+        _tried.reset(token)
 
 
-def _says(response: aiohttp.ClientResponse) -> bool:
-    """Is there a body worth reading?"""
-    return response.content_length != 0
+async def _beginning(response: aiohttp.ClientResponse) -> str:
+    """Up to RESPONSE_LIMIT bytes of the body; what breaks it off does not change what the status said."""
+    kept = bytearray()
+    try:
+        while len(kept) < RESPONSE_LIMIT:
+            chunk = await response.content.read(RESPONSE_LIMIT - len(kept))
+            if not chunk:
+                break
+            kept += chunk
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        pass
+    return kept.decode(errors="replace")
+
+
+def without(text: str, hidden: Sequence[str]) -> str:
+    """*text* with every secret in it replaced: some receivers echo what they were sent."""
+    for secret in hidden:
+        text = text.replace(secret, "[redacted]")
+    return text
+
+
+def _refusal(why: str) -> Outcome:
+    advice = "list its network or host in allow_networks" if openable(why) else "no setting opens it"
+    return Pause(Failure("blocked_address", f"address refused: {why}; {advice}"))
 
 
 def failed(error: Exception) -> Outcome:
     """What an attempt without an answer means (DESIGN.md §2.5): names and TLS are the sink's fault."""
-    if REFUSED in str(error):
-        return Pause(Failure("blocked_address", str(error)[str(error).index(REFUSED) :][:200]))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError | ssl.SSLError):
-        return Pause(Failure("tls", f"TLS failed: {_reason(error)}"))
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return _proxy_refused(error.status)
+    tls = _tls_error(error)
+    if tls:
+        return Pause(Failure("tls", f"TLS failed: {tls}"))
     if isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.InvalidURL):
         return Pause(Failure("dns", "the name does not resolve"))
     if isinstance(error, TimeoutError):
         return RetryLater(Failure("timeout", "no answer in time"))
-    return RetryLater(Failure("connect", f"{type(error).__name__}: {_reason(error)}"))
+    return RetryLater(Failure("connect", _reason(error)))
+
+
+def _proxy_refused(status: int) -> Outcome:
+    """A proxy's answer to CONNECT: 5xx is about reaching the receiver, the rest about us."""
+    judged = http_outcome(status if status >= 500 or status == 429 else 407)
+    failure = Failure("connect" if status >= 500 else "auth", f"the proxy answered HTTP {status}", status)
+    return Pause(failure) if isinstance(judged, Pause) else RetryLater(failure)
+
+
+def _tls_error(error: BaseException | None) -> str | None:
+    """What TLS complained about, somewhere in the chain of causes; None if it is not TLS.
+
+    With TLS 1.3 a server refuses a client's certificate only when the client already reads.
+    """
+    seen = 0
+    while error is not None and seen < 10:
+        inner = getattr(error, "certificate_error", None) or error
+        if isinstance(inner, ssl.SSLError | ssl.CertificateError) and not isinstance(
+            inner, ssl.SSLEOFError | ssl.SSLZeroReturnError
+        ):
+            return getattr(inner, "reason", None) or "handshake failed"
+        if isinstance(inner, aiohttp.ClientSSLError):
+            return "handshake failed"
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
 
 
 def _reason(error: Exception) -> str:
     """What went wrong in words that name neither host nor path."""
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-    if isinstance(inner, ssl.SSLError):
-        return inner.reason or "handshake failed"
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror.partition("[")[0].strip() or "failed"
-    return type(inner).__name__
+    inner = getattr(error, "os_error", None) or error
+    if isinstance(inner, OSError) and inner.errno:
+        return os.strerror(inner.errno).lower()
+    if isinstance(inner, aiohttp.ServerDisconnectedError):
+        return "the connection was closed before an answer"
+    return f"connection failed ({type(inner).__name__})"

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
-import aiohttp
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from bridge.delivery import Delivery, Outcome
@@ -17,7 +16,7 @@ from bridge.fields import Duration, Section, Size
 from bridge.render import CONTENT_TYPE, Format, body
 from bridge.retry import http_outcome, retry_after
 from bridge.sinks import guard, signing
-from bridge.sinks.http import Answer, HttpUrl, client, post
+from bridge.sinks.http import Answer, HttpUrl, Target, post, target
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
@@ -52,7 +51,7 @@ class WebhookConfig(Section):
     url: HttpUrl
     secret: Secrets = ()
     """Signs each request (Standard Webhooks; whsec_...). A list while rotating: all sign."""
-    headers: dict[str, SecretStr] = {}
+    headers: Annotated[dict[str, SecretStr], Field(default_factory=dict)]
     format: Literal[
         "event", "data", "cloudevents", "alertmanager", "tts-v3", "home-assistant", "template"
     ] = "event"
@@ -96,24 +95,21 @@ class WebhookConfig(Section):
 
 
 class Webhook:
-    def __init__(
-        self, name: str, config: WebhookConfig, session: aiohttp.ClientSession, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, name: str, config: WebhookConfig, to: Target, now: Callable[[], float]) -> None:
         self.name = name
         self.max_in_flight = config.max_in_flight
-        self._url = config.url
         self._format: Format = "data" if config.format == "data" else "event"
         self._keys = [signing.key(secret.get_secret_value()) for secret in config.secret]
         self._headers = {"Content-Type": CONTENT_TYPE[self._format]} | {
             name: value.get_secret_value() for name, value in config.headers.items()
         }
-        self._session = session
+        self._to = to
         self._now = now
 
     async def send(self, delivery: Delivery) -> Outcome:
         payload = body(delivery, self._format)
         signed = signing.headers(self._keys, delivery.id, int(self._now()), payload)
-        answer = await post(self._session, self._url, payload, self._headers | signed)
+        answer = await post(self._to, payload, self._headers | signed)
         if not isinstance(answer, Answer):
             return answer
         wait = retry_after(answer.retry_after, self._now())
@@ -125,12 +121,12 @@ async def open_webhook(
     name: str, config: WebhookConfig, *, now: Callable[[], float]
 ) -> AsyncIterator[Webhook]:
     """The sink of *config*; raises StartError for a certificate that cannot be used."""
-    session = client(
+    async with target(
         config.url,
         guard.policy(config.allow_private_networks, config.allow_networks),
         limit=config.max_in_flight,
         timeout=config.timeout,
         tls=context(config.tls),
-    )
-    async with session:
-        yield Webhook(name, config, session, now)
+        hidden=[value.get_secret_value() for value in (*config.secret, *config.headers.values())],
+    ) as to:
+        yield Webhook(name, config, to, now)
