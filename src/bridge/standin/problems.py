@@ -118,6 +118,7 @@ NOT_FOUND = Malformed(5, "Not Found", ())
 METHOD_NOT_ALLOWED = Malformed(12, "Method Not Allowed")
 UNEXPECTED_EOF = Malformed(3, "unexpected EOF")
 
+EXPIRED_KEY = Problem(16, "pkg/identityserver", "api_key_expired", "API key expired")
 NO_ADMIN = Problem(7, "pkg/auth/rights", "no_admin", "no admin")
 NO_IDENTIFIERS = Problem(3, "pkg/events/grpc", "no_identifiers", "no identifiers")
 INVALID_REGEXP = Problem(3, "pkg/events", "invalid_regexp", "invalid regexp")

@@ -63,6 +63,8 @@ class Key:
     on: Mapping[Entity, frozenset[str]] = field(default_factory=dict)
     admin: bool = False
     name: str = "standin"
+    expires: str = ""
+    """RFC 3339; shown in `auth_info`, and from then on the key is refused."""
 
     @classmethod
     def of(cls, owner: Entity, *rights: str, on: Mapping[Entity, Iterable[str]] | None = None) -> Key:

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from bridge.event import Entity, rfc3339
+from bridge.event import Entity, nanoseconds, rfc3339
 from bridge.ids import ulid
 from bridge.standin.faults import Faults
 from bridge.standin.history import (
@@ -25,7 +25,14 @@ from bridge.standin.history import (
     window,
 )
 from bridge.standin.inbox import PREFIX, SILENT_TYPES, Inbox, Notice, Status
-from bridge.standin.problems import INVALID_TOKEN, RefusedError, no_rights, not_found, unknown_key
+from bridge.standin.problems import (
+    EXPIRED_KEY,
+    INVALID_TOKEN,
+    RefusedError,
+    no_rights,
+    not_found,
+    unknown_key,
+)
 from bridge.standin.registry import Registry, ids_json
 from bridge.standin.request import StreamRequest, definitions
 from bridge.standin.rights import ALL, OF_KIND, UNIVERSAL, Key, Rights, as_key, parent
@@ -230,11 +237,16 @@ class World:
         if scheme.lower() != "bearer":
             return None
         if token in self.keys:
+            self._refuse_expired(as_key(self.keys[token]))
             return token
         parts = token.split(".", 2)
         if len(parts) != 3 or parts[0] not in TOKEN_TYPES:
             raise RefusedError(INVALID_TOKEN)
         raise RefusedError(unknown_key(parts[1]))
+
+    def _refuse_expired(self, key: Key) -> None:
+        if key.expires and nanoseconds(key.expires) <= self.now:
+            raise RefusedError(EXPIRED_KEY)
 
     def require_any(self, token: str | None, entities: Iterable[Entity]) -> None:
         """Raise RefusedError for the first of *entities* on which *token* has no right at all."""
@@ -283,6 +295,7 @@ class World:
         began = rfc3339(self._began // 1000 * 1000)
         shown_key: dict[str, object] = {"id": key_id(token), "name": key.name, "rights": sorted(key.rights)}
         shown_key |= {"created_at": began, "updated_at": began}
+        shown_key |= {"expires_at": key.expires} if key.expires else {}
         info: dict[str, object] = {
             "api_key": {"api_key": shown_key, "entity_ids": identifiers_json(key.owner)}
         }
