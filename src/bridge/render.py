@@ -81,7 +81,10 @@ class Template:
 
     def render(self, delivery: Delivery) -> str:
         """The text for *delivery*; raises RenderError, which makes it a dead letter."""
-        values = context(delivery, self._uses)
+        return self.fill(context(delivery, self._uses))
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        """The text with *values* for its names, where there is no delivery; raises RenderError."""
         parts: list[str] = []
         length = 0
         try:

@@ -1,0 +1,174 @@
+"""paho with what it leaves out: sockets opened elsewhere, every reason code, nothing from the environment.
+
+It overrides `_create_socket`, `_sock_recv`, `_handle_pubackcomp` and `_handle_pubrec`. These names are
+private: look at them when paho is updated. Why (paho 2.2.0): it ignores the reason code of PUBREC ("TODO" in
+`_handle_pubrec`) and sends PUBREL to a broker that has refused the message; it ends the connection over a
+code that MQTT 5 does not list for PUBACK and mosquitto sends (packet too large); of a TLS alert after the
+handshake it keeps only that the connection is lost; it connects blocking, and through a proxy from the
+environment if PySocks is there.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from paho.mqtt import MQTTException
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+
+from bridge.sinks.mqtt_address import Address
+from bridge.sinks.mqtt_answers import FAILED
+from bridge.sinks.mqtt_message import Message
+
+KEEPALIVE = 30  # seconds without traffic after which the broker is asked whether it is there
+
+Protocol: TypeAlias = Literal[5, "3.1.1"]
+
+BROKEN = (ValueError, LookupError, ArithmeticError, struct.error, MQTTException)
+"""What paho raises over bytes that are no MQTT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to connect; *timeout* in seconds, until the broker has accepted the client."""
+
+    address: Address
+    tls: ssl.SSLContext | None
+    protocol: Protocol
+    client_id: str
+    username: str | None
+    password: str | None
+    will: Message | None
+    timeout: float
+    qos: int
+    retain: bool
+
+
+class Packed:
+    """Properties that are packed already, in the one place where paho asks for it."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, packed: bytes) -> None:
+        self._bytes = packed
+
+    def pack(self) -> bytes:
+        return self._bytes
+
+
+class Client(paho.Client):
+    """A client for one connection over *sock*, which is connected; it starts clean."""
+
+    def __init__(self, settings: Settings, sock: Any, acknowledged: Callable[[int, int], None]) -> None:
+        """*acknowledged* gets the packet identifier and reason code of each last acknowledgement."""
+        five = settings.protocol == 5
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=settings.client_id,
+            clean_session=None if five else True,
+            protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        self.read_error: OSError | None = None
+        self._given = sock
+        self._acknowledged = acknowledged
+        self.max_inflight_messages_set(0)  # no limit here: the link keeps to the broker's
+        if settings.username is not None:
+            self.username_pw_set(settings.username, settings.password)
+        if settings.will:
+            will = settings.will
+            self.will_set(will.topic, will.payload, will.qos, will.retain)
+        at = settings.address
+        if five:
+            self.connect_async(at.host, at.port, KEEPALIVE, clean_start=True)
+        else:
+            self.connect_async(at.host, at.port, KEEPALIVE)
+
+    def _create_socket(self) -> Any:
+        return self._given
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.read_error = error
+            raise
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        self._settle(*acknowledgement(self._in_packet["packet"]))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        mid, code = acknowledgement(self._in_packet["packet"])
+        if code < FAILED:
+            return self._send_pubrel(mid)
+        self._settle(mid, code)  # without PUBREL: the identifier is free again (MQTT 5 §4.3.3)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _settle(self, mid: int, code: int) -> None:
+        if self._out_messages.pop(mid, None):
+            self._acknowledged(mid, code)
+
+
+def acknowledgement(packet: bytes | bytearray) -> tuple[int, int]:
+    """Packet identifier and reason code of a PUBACK, PUBREC or PUBCOMP; raises ValueError.
+
+    Without a code it is success (MQTT 5 §3.4.2.1); 3.1.1 has none.
+    """
+    if len(packet) < 2:
+        raise ValueError("acknowledgement too short")
+    return packet[0] << 8 | packet[1], packet[2] if len(packet) > 2 else 0
+
+
+class Opening:
+    """A socket on its way in a thread; if nobody waits for it any more, it is closed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._sock: Any = None
+        self._is_abandoned = False
+
+    def run(self) -> Any:
+        """Blocks until it is connected; raises OSError, or ValueError for an impossible name."""
+        made = opened(self._settings)
+        with self._lock:
+            if self._is_abandoned:
+                made.close()
+            self._sock = made
+        return made
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._is_abandoned = True
+            if self._sock is not None:
+                self._sock.close()
+
+
+def opened(settings: Settings) -> Any:
+    """A connected socket as paho wants it: name, connection, TLS, WebSocket; raises OSError. Blocks."""
+    at = settings.address
+    sock = socket.create_connection((at.host, at.port), settings.timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if settings.tls:
+            sock = settings.tls.wrap_socket(sock, server_hostname=at.host, do_handshake_on_connect=False)
+            sock.do_handshake()
+        made = _websocket(sock, at) if at.is_websocket else sock
+        made.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return made
+
+
+def _websocket(sock: socket.socket, at: Address) -> Any:
+    return paho._WebsocketWrapper(sock, at.host, at.port, at.is_secured, at.path, None)
