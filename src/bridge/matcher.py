@@ -221,7 +221,7 @@ class Subject:
 
     @cached_property
     def leaves(self) -> Leaves:
-        return Leaves.of(self.event.document())
+        return Leaves(self.event.document())
 
 
 def ids_of(event: Event) -> Ids:
