@@ -19,7 +19,8 @@ NEVER: tuple[tuple[Network, str], ...] = tuple(
     for network, why in (
         ("169.254.0.0/16", "link-local"),
         ("fe80::/10", "link-local"),
-        ("fd00:ec2::254/128", "cloud metadata"),
+        ("fd00:ec2::/32", "cloud metadata"),
+        ("fd20:ce::/32", "cloud metadata"),
         ("100.100.100.200/32", "cloud metadata"),
         ("192.0.0.192/32", "cloud metadata"),
         ("168.63.129.16/32", "cloud metadata"),
@@ -50,6 +51,7 @@ PRIVATE: tuple[tuple[Network, str], ...] = tuple(
         ("198.51.100.0/24", "documentation"),
         ("203.0.113.0/24", "documentation"),
         ("240.0.0.0/4", "reserved"),
+        ("64:ff9b:1::/48", "a network's own NAT64"),
         ("100::/64", "discarded"),
         ("2001::/23", "reserved"),
         ("2001:db8::/32", "documentation"),
@@ -59,7 +61,10 @@ PRIVATE: tuple[tuple[Network, str], ...] = tuple(
 )
 """Opened by `allow_private_networks`, or one by one by `allow_networks`. RFC 6890 and its registries."""
 
-NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("::ffff:0:0:0/96"))
+"""The IPv4 address is in the last 32 bits: NAT64 (RFC 6052 §2.1), SIIT (RFC 2765)."""
+
+LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def blocked(address: str, policy: Policy, host: str = "") -> str | None:
         why = _in(each, NEVER)
         if why:
             return why
-    if host.lower().rstrip(".") in policy.hosts:
+    if host.lower().rstrip(".") in policy.hosts or any(ip in network for network in policy.networks):
         return None
     return next((why for each in meant if (why := _private(each, policy))), None)
 
@@ -110,30 +115,37 @@ def openable(why: str) -> bool:
 def _private(ip: Address, policy: Policy) -> str | None:
     if policy.allow_private or any(ip in network for network in policy.networks):
         return None
-    return _in(ip, PRIVATE) or (None if is_transition(ip) or ip.is_global else "not public")
+    return _in(ip, PRIVATE) or (None if embedded(ip) or ip.is_global else "not public")
 
 
 def _in(ip: Address, networks: Sequence[tuple[Network, str]]) -> str | None:
     return next((why for network, why in networks if ip in network), None)
 
 
-def is_transition(ip: Address) -> bool:
-    """Does *ip* only stand for an IPv4 address, which is judged for itself?"""
-    return bool(embedded(ip))
-
-
 def embedded(ip: Address) -> list[IPv4Address]:
-    """The IPv4 addresses that reaching *ip* would reach: mapped, compatible, NAT64, 6to4, Teredo."""
+    """The IPv4 addresses that reaching *ip* would reach: mapped, compatible, NAT64, 6to4, Teredo.
+
+    Such an address is as good as what it stands for; of those of a network's own NAT64 nobody outside
+    knows where the IPv4 address is, so every place counts.
+    """
     if isinstance(ip, IPv4Address):
         return []
-    number = int(ip)
-    low = IPv4Address(number & 0xFFFFFFFF)
     if ip.ipv4_mapped is not None:
         return [ip.ipv4_mapped]
     if ip.sixtofour is not None:
         return [ip.sixtofour]
     if ip.teredo is not None:
         return list(ip.teredo)
-    if any(ip in network for network in NAT64) or (number >> 32 == 0 and number > 1):
-        return [low]
+    if ip in LOCAL_NAT64:
+        return _local_nat64(int(ip))
+    number = int(ip)
+    if any(ip in network for network in TRANSLATED) or (number >> 32 == 0 and number > 1):
+        return [IPv4Address(number & 0xFFFFFFFF)]
     return []
+
+
+def _local_nat64(number: int) -> list[IPv4Address]:
+    """Where an IPv4 address is after a prefix of 48, 56, 64 or 96 bits (RFC 6052 §2.2: around bits 64 to 71)."""
+    without_u = (number >> 64) << 56 | number & ((1 << 56) - 1)  # 120 bits
+    found = [without_u >> (120 - length - 32) & 0xFFFFFFFF for length in (48, 56, 64)]
+    return [IPv4Address(each) for each in (*found, number & 0xFFFFFFFF) if each >> 24]

@@ -15,6 +15,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from pydantic import AfterValidator
 
 from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
@@ -84,6 +85,7 @@ async def target(
     tls: ssl.SSLContext,
     proxy: str | None = None,
     hidden: Sequence[str] = (),
+    resolver: AbstractResolver | None = None,
 ) -> AsyncIterator[Target]:
     """A client for one sink: nothing is shared with another. *timeout* in seconds for a whole attempt.
 
@@ -97,6 +99,7 @@ async def target(
         limit=limit,
         ssl=tls,
         socket_factory=guarded(Policy(allow_private=True) if proxy else policy, reached),
+        resolver=resolver,
         use_dns_cache=True,
         ttl_dns_cache=10,
     )

@@ -17,12 +17,13 @@ PREFIX = "whsec_"
 def key(secret: str) -> bytes:
     """The key in *secret*: base64 after `whsec_`, else the bytes of the text; raises ValueError."""
     if not secret.startswith(PREFIX):
-        return secret.encode()
-    text = secret.removeprefix(PREFIX)
-    try:
-        found = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error:
-        raise ValueError("what follows whsec_ must be base64") from None
+        found = secret.encode()
+    else:
+        text = secret.removeprefix(PREFIX)
+        try:
+            found = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except binascii.Error:
+            raise ValueError("what follows whsec_ must be base64") from None
     if not found:
         raise ValueError("the secret is empty")
     return found
