@@ -20,7 +20,7 @@ ANY = "google.protobuf.Any"
 def encode(message: str, value: Mapping[str, Json], known: Table | None = None) -> bytes:
     """The bytes of *value*, JSON of a *message* by its full name; raises FrameError if it is not."""
     try:
-        return _message(known or table(), message, value)
+        return _nested(known or table(), message, value)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error):
         raise FrameError(f"not the JSON of a {message}") from None
 
