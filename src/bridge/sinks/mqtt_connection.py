@@ -21,7 +21,7 @@ RECONNECT_FIRST = 0.5  # seconds
 RECONNECT_MAX = 60.0  # seconds
 STABLE = 30.0  # seconds a connection has to hold for the waits to start small again: two bridges with one
 # client_id throw each other out without end, and each time the broker had taken them
-FAREWELL = 2.0  # seconds for the last status and DISCONNECT
+FAREWELL = 1.0  # seconds for the last status and DISCONNECT
 
 
 class Connection:
@@ -52,7 +52,7 @@ class Connection:
     async def run(self) -> None:
         """Connect, and again whenever the connection is lost, until `close` or cancelled."""
         failures = 0
-        while not self._is_closing:
+        while True:
             found = await self._attempt()
             self._tries += 1
             if isinstance(found, Link):
