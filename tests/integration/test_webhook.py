@@ -498,7 +498,7 @@ async def test_an_answer_that_changes_before_the_connect_gains_nothing() -> None
 
 
 async def test_of_several_addresses_a_good_one_is_taken() -> None:
-    """A private address beside it is passed over; if the good one is only away, that is no reason to pause."""
+    """A private address beside it is passed over; a good one that is only away is no reason to pause."""
     async with receive("127.0.0.2") as crm:
         answer = await posted(
             f"http://crm.example:{crm.port}/", Names(["10.0.0.1", "127.0.0.2"]), "127.0.0.2"

@@ -145,7 +145,7 @@ def embedded(ip: Address) -> list[IPv4Address]:
 
 
 def _local_nat64(number: int) -> list[IPv4Address]:
-    """Where an IPv4 address is after a prefix of 48, 56, 64 or 96 bits (RFC 6052 §2.2: around bits 64 to 71)."""
+    """Where an IPv4 address is after a prefix of 48, 56, 64 or 96 bits; bits 64 to 71 stay 0 (RFC 6052)."""
     without_u = (number >> 64) << 56 | number & ((1 << 56) - 1)  # 120 bits
     found = [without_u >> (120 - length - 32) & 0xFFFFFFFF for length in (48, 56, 64)]
     return [IPv4Address(each) for each in (*found, number & 0xFFFFFFFF) if each >> 24]
