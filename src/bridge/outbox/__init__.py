@@ -59,11 +59,16 @@ class Accepted:
     fresh: tuple[bool, ...]
     sinks: frozenset[str]
     """Which sinks got a new delivery."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Deliveries and dead letters of each sink that had to go because of `max_size`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """*next_due*, unix seconds: when the earliest of those not in *deliveries* falls due; None if none waits."""
+    """*next_due*, unix seconds: when the earliest falls due that is neither in *deliveries* nor taken.
+
+    None if no such one waits.
+    """
 
     deliveries: tuple[Delivery, ...]
     next_due: float | None
@@ -182,19 +187,30 @@ class Outbox(Protocol):
         """Store *batch*: ids, bodies, deliveries, cursors and totals, all or nothing.
 
         An id seen within the dedup window, counted from `Intake.received`, is a duplicate, matched or
-        not; so is a repeat within *batch*. An unmatched event leaves its cursor and its count, no id.
+        not; so is a repeat within *batch*. An id whose event still waits stays known, however old. An
+        unmatched event leaves its cursor and its count, no id: when it comes again it is unmatched again.
+
+        Beyond `max_size`, with `overflow: drop_oldest`, room is made (traces, then dead letters, then the
+        oldest deliveries of the sink that holds most) and told in `Accepted.dropped`; with `block`, and
+        while the disk is full, OutboxError with *full* is raised until there is room.
         """
         ...
 
     async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
-        """Up to *limit* deliveries for *sink* that are due at *now*, oldest due first, but not the rows *taken*.
+        """Up to *limit* deliveries for *sink* due at *now*, oldest due first, but not the rows *taken*.
 
         One due further ahead than *horizon* seconds is due now: the clock has jumped.
+
+        Of those with one order key only the first that came is ever due; the next one is when that one is
+        delivered, dead or dropped.
         """
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Record attempts and their verdicts. A delivery that is no longer waiting is passed over."""
+        """Record attempts and their verdicts. A delivery that is no longer waiting is passed over.
+
+        Attempts are kept once one of a delivery has failed, the last 20.
+        """
         ...
 
     async def cursors(self, source: str) -> dict[str, int]:
@@ -232,7 +248,10 @@ class Outbox(Protocol):
         ...
 
     async def retry_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
-        """Make them wait again as attempt 1, due *now*, same delivery id; returns how many."""
+        """Make them wait again as attempt 1, due *now*, same delivery id; returns how many.
+
+        Short steps, so that what comes meanwhile does not wait. One with an order key waits its turn.
+        """
         ...
 
     async def drop_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from bridge.delivery import Settlement
 from bridge.errors import OutboxError
@@ -26,34 +27,34 @@ from bridge.outbox import (
     SinkTotals,
     SourceTotals,
     Trace,
+    letting_go,
     queries,
     transactions,
 )
 from bridge.outbox.file import (
+    LOG_PAGES,
     RESERVE,
     Durability,
     Reserve,
-    connect,
     connect_readonly,
     locked,
+    refuse_foreign,
     refuse_network,
 )
-from bridge.outbox.transactions import Total, Transaction
+from bridge.outbox.letting_go import Step
+from bridge.outbox.salvage import Salvaged, damage, replace
+from bridge.outbox.transactions import Transaction
+from bridge.outbox.verify import Accounts
+from bridge.outbox.writer import File, Writer, told
 
+log = structlog.get_logger()
+
+Overflow: TypeAlias = Literal["drop_oldest", "block"]
 T = TypeVar("T")
 
 MOUNTS = Path("/proc/self/mounts")
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-@dataclass(slots=True)
-class _Job(Generic[T]):
-    """One change that waits for its commit."""
-
-    change: Callable[[Transaction], T]
-    done: bool = False
-    result: T | None = None
-    error: BaseException | None = None
+FREE_PAGES = 1000  # pages given back at a time, and left in the file for what comes next
+ID_STEPS = 100  # steps of `tidy` over ids in one round
 
 
 @asynccontextmanager
@@ -77,23 +78,33 @@ async def open_outbox(
     trace_retention: float,
     offload_write: Offload,
     offload_read: Offload,
+    max_size: int | None = None,
+    overflow: Overflow = "drop_oldest",
     reserve: int = RESERVE,
 ) -> AsyncIterator[SqliteOutbox]:
-    """The store of the running bridge, locked; windows and retentions in seconds, *reserve* in bytes.
+    """The store of the running bridge, locked; windows and retentions in seconds, sizes in bytes.
 
-    Raises StartError when the file cannot be used, belongs to another program, or another bridge runs.
+    A damaged store is replaced by what is readable of it. Raises StartError when the file cannot be used,
+    belongs to another program, or another bridge runs.
     """
     if MOUNTS.exists():
         refuse_network(path, MOUNTS.read_text())
-    with (
-        locked(path),
-        _closing(connect(path, durability)) as writer,
-        _closing(connect_readonly(path)) as reader,
-    ):
+    refuse_foreign(path)
+    limits = Limits(dedup_window, dead_letter_retention, trace_retention, max_size, overflow)
+    with ExitStack() as stack:
+        stack.enter_context(locked(path))
+        why = damage(path)
+        salvaged = replace(path, why) if why else None
         kept = Reserve(Path(f"{path}.reserve"), reserve)
+        kept.shrink_to_disk()
         kept.take()
-        windows = _Windows(dedup_window, dead_letter_retention, trace_retention)
-        yield SqliteOutbox(path, writer, reader, windows, kept, offload_write, offload_read)
+        store = File(path, durability, log_pages(max_size), stack)
+        yield SqliteOutbox(store, limits, kept, offload_write, offload_read, salvaged)
+
+
+def log_pages(max_size: int | None) -> int:
+    """The log counts towards the size: in a small store it is brought into the file sooner."""
+    return LOG_PAGES if max_size is None else max(50, min(LOG_PAGES, max_size // 16 // 4096))
 
 
 @asynccontextmanager
@@ -101,207 +112,179 @@ async def open_readonly(path: Path) -> AsyncIterator[SqliteReader]:
     """The store for a command that only looks, also while bridge runs; raises StartError."""
     async with AsyncExitStack() as stack:
         offload = await stack.enter_async_context(threads())
-        reader = stack.enter_context(_closing(connect_readonly(path)))
-        yield SqliteReader(path, reader, offload)
-
-
-@contextmanager
-def _closing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    try:
-        yield db
-    finally:
-        db.close()
+        reader = stack.enter_context(closing(connect_readonly(path)))
+        yield SqliteReader(path, lambda: reader, offload)
 
 
 @dataclass(frozen=True, slots=True)
-class _Windows:
-    dedup: float
-    dead_letters: float
-    traces: float
+class Limits:
+    """Seconds and bytes; *max_size* None: the disk is the limit."""
+
+    dedup_window: float
+    dead_letter_retention: float
+    trace_retention: float
+    max_size: int | None = None
+    overflow: Overflow = "drop_oldest"
 
 
 class SqliteReader:
     """Every question to the store; each is one short read of what was last committed."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, offload: Offload) -> None:
+    def __init__(self, path: Path, db: Callable[[], sqlite3.Connection], offload: Offload) -> None:
         self.path = path
-        self._reader = db
+        self._db = db
         self._offload_read = offload
 
-    async def _read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer to *question*; raises OutboxError."""
+
         def ask() -> T:
             try:
-                return question(self._reader)
+                return question(self._db())
             except sqlite3.Error as error:
-                raise OutboxError(f"{self.path}: {error}") from None
+                raise OutboxError(told(self.path, error)) from None
 
         return await self._offload_read(ask)
 
     async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
-        return await self._read(lambda db: queries.due(db, sink, now, horizon, limit, taken))
+        return await self.read(lambda db: queries.due(db, sink, now, horizon, limit, taken))
 
     async def cursors(self, source: str) -> dict[str, int]:
-        return await self._read(lambda db: queries.cursors(db, source))
+        return await self.read(lambda db: queries.cursors(db, source))
 
     async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
-        return await self._read(lambda db: tuple(transactions.recent_ids(db, (source, identifier))))
+        return await self.read(lambda db: tuple(transactions.recent_ids(db, (source, identifier))))
 
     async def oldest(self, sink: str) -> float | None:
-        return await self._read(lambda db: queries.oldest(db, sink))
+        return await self.read(lambda db: queries.oldest(db, sink))
 
     async def pauses(self) -> dict[str, PauseState]:
-        return await self._read(queries.pauses)
+        return await self.read(queries.pauses)
 
     async def paused_seconds(self, sink: str, now: float) -> float:
-        return await self._read(lambda db: queries.paused_seconds(db, sink, now))
+        return await self.read(lambda db: queries.paused_seconds(db, sink, now))
 
     async def dead_letters(
         self, wanted: DeadLetterFilter, *, limit: int, after: str | None = None
     ) -> list[DeadLetter]:
-        return await self._read(lambda db: queries.dead_letters(db, wanted, limit, after))
+        return await self.read(lambda db: queries.dead_letters(db, wanted, limit, after))
 
     async def trace(self, unique_id: str) -> Trace | None:
-        return await self._read(lambda db: queries.trace(db, unique_id))
+        return await self.read(lambda db: queries.trace(db, unique_id))
 
     async def bytes_used(self) -> int:
-        return await self._read(lambda db: queries.bytes_used(db, self.path))
+        return await self.read(lambda db: queries.bytes_used(db, self.path))
 
-    async def totals(self) -> dict[Total, int]:
-        """As stored, for commands; the running bridge has `source_totals` and `sink_totals`."""
-        return await self._read(queries.totals)
-
-    async def verify(self) -> list[str]:
-        """The sums of promise 6 that do not hold; empty if all do."""
-        return await self._read(queries.verify)
+    async def accounts(self) -> Accounts:
+        """What `verify` looks at."""
+        return await self.read(queries.accounts)
 
 
 class SqliteOutbox(SqliteReader):
-    """The `Outbox` of the running bridge.
-
-    Changes that wait together share one commit: whoever gets the lock commits everything that waits, the
-    others find theirs done. With `durability: power` a commit is a disk sync of a millisecond or more.
-    """
+    """The `Outbox` of the running bridge."""
 
     def __init__(
         self,
-        path: Path,
-        writer: sqlite3.Connection,
-        reader: sqlite3.Connection,
-        windows: _Windows,
+        file: File,
+        limits: Limits,
         reserve: Reserve,
         offload_write: Offload,
         offload_read: Offload,
+        salvaged: Salvaged | None = None,
     ) -> None:
-        super().__init__(path, reader, offload_read)
-        self._writer = writer
-        self._windows = windows
+        super().__init__(file.path, lambda: file.reader, offload_read)
+        self.salvaged = salvaged
+        """What was done about a damaged file when this was opened."""
+        self._limits = limits
         self._reserve = reserve
-        self._offload_write = offload_write
-        self._lock = anyio.Lock()
-        self._waiting: list[_Job[Any]] = []
-        self._totals = queries.totals(writer)
-        self._next_event = queries.next_event(writer)
+        self._writer = Writer(file, reserve, offload_write, limits.max_size)
+        self._ids_after = 0  # where `tidy` goes on in the ids
 
     async def accept(self, batch: Batch) -> Accepted:
         def change(tx: Transaction) -> Accepted:
-            accepted = transactions.accept(tx, batch, self._windows.dedup, self._next_event)
-            self._next_event += len(batch.intakes)
-            return accepted
+            self._writer.refuse_beyond_the_disk()
+            accepted = transactions.accept(tx, batch, self._limits.dedup_window)
+            now = max((intake.received for intake in batch.intakes), default=0.0)
+            return dataclasses.replace(accepted, dropped=self._make_room(tx, now))
 
-        return await self._write(change)
+        return await self._writer.write(change)
+
+    def _make_room(self, tx: Transaction, now: float) -> Mapping[str, int]:
+        limit = self._limits.max_size
+        if limit is None:
+            return {}
+        log_size = queries.log_bytes(self.path)
+
+        def too_much() -> bool:
+            return queries.pages_used(tx.db) + log_size > limit
+
+        if not too_much():
+            return {}
+        if self._limits.overflow == "block":
+            raise OutboxError(f"{self.path}: has reached max_size", full=True)
+        return letting_go.make_room(tx, self._writer.totals, now, too_much)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
-        def change(tx: Transaction) -> None:
-            for settlement in settlements:
-                transactions.settle(tx, settlement)
-
-        await self._write(change)
+        await self._writer.write(lambda tx: tx.settlements.extend(settlements))
 
     async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
-        await self._write(lambda tx: transactions.set_pause(tx, sink, pause, now))
+        await self._writer.write(lambda tx: transactions.set_pause(tx, sink, pause, now))
 
     async def retry_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
-        return await self._write(lambda tx: transactions.retry_dead_letters(tx, wanted, now))
+        return await self._in_steps(lambda tx, after: letting_go.retry_dead_letters(tx, wanted, now, after))
 
     async def drop_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
-        return await self._write(lambda tx: transactions.drop_dead_letters(tx, wanted, now))
+        return await self._in_steps(lambda tx, after: letting_go.drop_dead_letters(tx, wanted, now, after))
+
+    async def _in_steps(self, step: Callable[[Transaction, int], Step], after: int = 0) -> int:
+        """How many rows *step* changed, in commits of its own, until there is nothing more."""
+        done, last = 0, after
+        while True:
+            made = await self._writer.write(lambda tx, last=last: step(tx, last))  # type: ignore[misc]
+            done += made.done
+            if made.last is None:
+                return done
+            last = made.last
 
     async def tidy(self, now: float) -> None:
-        windows = self._windows
-        steps: list[Callable[[Transaction], int]] = [
-            lambda tx: transactions.forget_ids(tx, now - windows.dedup),
-            lambda tx: transactions.forget_traces(tx, now - windows.traces),
-            lambda tx: transactions.expire_dead_letters(tx, now - windows.dead_letters, now),
-        ]
-        for step in steps:
-            while await self._write(step) >= transactions.STEP:
-                pass
-        await self._offload_write(self._give_back)
+        limits = self._limits
+        before = now - limits.trace_retention
+        await self._forget_ids(now - limits.dedup_window)
+        await self._in_steps(
+            lambda tx, after: letting_go.forget_traces(tx, before, now + limits.trace_retention, after)
+        )
+        await self._in_steps(
+            lambda tx, _: letting_go.expire_dead_letters(tx, now - limits.dead_letter_retention, now)
+        )
+        while await self._writer.aside(give_back):
+            pass
+        await self._writer.aside(lambda _: self._reserve.take())
 
-    def _give_back(self) -> None:
-        """Return free pages to the disk, a few at a time, and take the reserve again if there is room."""
-        with suppress(sqlite3.Error):
-            self._writer.execute("PRAGMA incremental_vacuum(1000)").fetchall()
-        self._reserve.take()
+    async def _forget_ids(self, before: float) -> None:
+        """At most ID_STEPS steps; the next call goes on there, so that a long queue costs no long round."""
+        for _ in range(ID_STEPS):
+            after = self._ids_after
+            made = await self._writer.write(lambda tx, after=after: letting_go.forget_ids(tx, before, after))  # type: ignore[misc]
+            self._ids_after = made.last or 0
+            if made.last is None:
+                return
 
     def source_totals(self) -> Mapping[str, SourceTotals]:
-        return queries.source_totals(self._totals)
+        return queries.source_totals(self._writer.totals)
 
     def sink_totals(self) -> Mapping[str, SinkTotals]:
-        return queries.sink_totals(self._totals)
-
-    async def _write(self, change: Callable[[Transaction], T]) -> T:
-        """Do *change* in the next commit. Not cancelled half-way: the caller knows what happened."""
-        job = _Job(change)
-        self._waiting.append(job)
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                if not job.done:
-                    jobs, self._waiting = self._waiting, []
-                    await self._offload_write(lambda: self._commit(jobs))
-        if job.error is not None:
-            raise job.error
-        return job.result  # type: ignore[return-value]  # set by _commit unless there is an error
-
-    def _commit(self, jobs: Sequence[_Job[Any]]) -> None:
-        """All of *jobs* in one transaction; if that fails, each alone, so that an error is its own."""
-        try:
-            self._transact(jobs)
-        except Exception as error:  # noqa: BLE001  # handed to whoever waits for it
-            if len(jobs) > 1:
-                for job in jobs:
-                    self._commit([job])
-                return
-            jobs[0].error = self._told(error)
-        for job in jobs:
-            job.done = True
-
-    def _transact(self, jobs: Sequence[_Job[Any]]) -> None:
-        tx = Transaction(self._writer)
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                job.result = job.change(tx)
-            tx.write_totals()
-            self._writer.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
-            raise
-        for total, by in tx.moves.items():
-            self._totals[total] = self._totals.get(total, 0) + by
-
-    def _told(self, error: Exception) -> Exception:
-        """*error* as an OutboxError; a full disk gets the reserve back, so that the next try may succeed."""
-        if not isinstance(error, sqlite3.Error | OSError):
-            return error
-        full = is_full(error)
-        if full:
-            self._reserve.release()
-        return OutboxError(f"{self.path}: {error}", full=full)
+        return queries.sink_totals(self._writer.totals)
 
 
-def is_full(error: Exception) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return error.sqlite_errorcode == sqlite3.SQLITE_FULL if hasattr(error, "sqlite_errorcode") else False
-    return isinstance(error, OSError) and error.errno in FULL
+def give_back(db: sqlite3.Connection) -> bool:
+    """Return some free pages to the disk; says whether there are more than a busy store wants."""
+    try:
+        free, pages = (
+            db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_count")
+        )
+        if free <= max(FREE_PAGES, pages // 10):
+            return False
+        db.execute(f"PRAGMA incremental_vacuum({FREE_PAGES})").fetchall()
+    except sqlite3.Error:
+        return False
+    return True

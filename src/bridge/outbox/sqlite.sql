@@ -1,4 +1,8 @@
 -- The store, schema version 1. Times are unix seconds unless a name says ns.
+--
+-- Events are numbered as they come and a number is never used again. The nth delivery an event makes is row
+-- `number << 20 | n` wherever it is kept (deliveries, dead_letters, settled, attempts): rows are in the order
+-- in which events came, and those of one event are a range.
 
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
@@ -10,31 +14,31 @@ CREATE TABLE events (
 );
 
 CREATE TABLE seen (
-    unique_id TEXT PRIMARY KEY,
+    event INTEGER PRIMARY KEY, -- its number; the body may be gone
+    unique_id TEXT NOT NULL UNIQUE,
     received REAL NOT NULL,
     name TEXT NOT NULL,
-    source TEXT NOT NULL,
-    event INTEGER NOT NULL -- events.id, which may be gone
-) WITHOUT ROWID;
-CREATE INDEX seen_received ON seen (received);
+    source TEXT NOT NULL
+);
 
 CREATE TABLE deliveries (
-    id INTEGER PRIMARY KEY,
-    event INTEGER NOT NULL,
-    rule TEXT NOT NULL,
     sink TEXT NOT NULL,
-    order_key TEXT,
+    id INTEGER NOT NULL,
+    rule TEXT NOT NULL,
+    order_key TEXT,                    -- of `order: entity`: one at a time
     attempt INTEGER NOT NULL DEFAULT 1,
-    due REAL NOT NULL,
-    tried_since REAL
-);
-CREATE INDEX deliveries_due ON deliveries (sink, due, id);
-CREATE INDEX deliveries_event ON deliveries (event);
+    due REAL,                          -- null: another of its order key goes first
+    tried_since REAL,                  -- Delivery.tried_since
+    first REAL,                        -- first attempt
+    error TEXT NOT NULL DEFAULT '',    -- of the last attempt
+    PRIMARY KEY (sink, id)
+) WITHOUT ROWID;
+CREATE INDEX deliveries_due ON deliveries (sink, due, id) WHERE due IS NOT NULL;
+CREATE INDEX deliveries_order ON deliveries (sink, order_key, id) WHERE order_key IS NOT NULL;
 
 CREATE TABLE dead_letters (
     id INTEGER PRIMARY KEY, -- the row the delivery had, so that pages are in order of time
     delivery TEXT NOT NULL UNIQUE,
-    event INTEGER NOT NULL,
     rule TEXT NOT NULL,
     sink TEXT NOT NULL,
     order_key TEXT,
@@ -48,10 +52,10 @@ CREATE TABLE dead_letters (
     error TEXT NOT NULL,
     response TEXT NOT NULL
 );
-CREATE INDEX dead_letters_unique_id ON dead_letters (unique_id);
+CREATE INDEX dead_letters_last ON dead_letters (last);
 
 CREATE TABLE attempts (
-    delivery TEXT NOT NULL,
+    delivery INTEGER NOT NULL, -- its row
     number INTEGER NOT NULL,
     at REAL NOT NULL,
     duration REAL NOT NULL, -- seconds
@@ -64,15 +68,12 @@ CREATE TABLE attempts (
 CREATE INDEX attempts_delivery ON attempts (delivery);
 
 CREATE TABLE settled (
-    unique_id TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, -- the row the delivery had
     rule TEXT NOT NULL,
     sink TEXT NOT NULL,
     state TEXT NOT NULL,
-    at REAL NOT NULL,
-    delivery TEXT -- where attempts are kept of it
+    at REAL NOT NULL
 );
-CREATE INDEX settled_unique_id ON settled (unique_id);
-CREATE INDEX settled_at ON settled (at);
 
 CREATE TABLE cursors (
     source TEXT NOT NULL,
@@ -83,9 +84,9 @@ CREATE TABLE cursors (
 ) WITHOUT ROWID;
 
 CREATE TABLE totals (
-    kind TEXT NOT NULL, -- source or sink
+    kind TEXT NOT NULL, -- source, sink or store
     name TEXT NOT NULL,
-    what TEXT NOT NULL, -- a field of SourceTotals or SinkTotals
+    what TEXT NOT NULL, -- a field of SourceTotals or SinkTotals; of the store: events, how many were numbered
     value INTEGER NOT NULL,
     PRIMARY KEY (kind, name, what)
 ) WITHOUT ROWID;

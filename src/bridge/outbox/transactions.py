@@ -5,102 +5,150 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
 from bridge.delivery import (
     Dead,
     Delivered,
-    Delivery,
     Done,
     Later,
     Outcome,
     Pause,
     Rejected,
     RetryLater,
+    Route,
     Settlement,
 )
-from bridge.outbox import Accepted, Batch, DeadLetterFilter, Intake, PauseState
+from bridge.outbox import Accepted, Batch, Intake, PauseState
 
 Total: TypeAlias = tuple[str, str, str]
-"""Kind (source or sink), name, and the field of its totals."""
+"""Kind (source, sink or store), name, and what is counted of it."""
+
+EVENTS: Total = "store", "", "events"  # how many events have been numbered
+ROUTE_BITS = 20  # a row is its event's number shifted left by this, plus which of its deliveries it is
 
 ATTEMPTS_KEPT = 20
+ATTEMPT_RESPONSE = 256  # characters of an answer kept with an attempt; a dead letter keeps the whole 4 kB
 RECENT_IDS = 8  # ids kept beside a cursor: one is proof, the others are for those the server has trimmed
+
+WAIT = """
+INSERT INTO deliveries (sink, id, rule, order_key, due) VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 IS NOT NULL
+    AND EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END)
+"""
+"""A delivery waits; with an order key behind the others of that key."""
+
+PROMOTE = """
+UPDATE deliveries SET due = ifnull(
+    (SELECT min(received, ?3) FROM events WHERE events.id = deliveries.id >> 20), ?3)
+WHERE sink = ?1 AND due IS NULL
+    AND id = (SELECT min(id) FROM deliveries WHERE sink = ?1 AND order_key = ?2)
+"""
+"""The next one of an order key has its turn."""
 
 
 @dataclass(slots=True)
 class Transaction:
-    """One transaction under way: the connection, and by how much it moves the totals."""
+    """One transaction under way: the connection, and by how much it moves the totals.
+
+    *numbered*: how many events had a number before.
+    """
 
     db: sqlite3.Connection
+    numbered: int
     moves: Counter[Total] = field(default_factory=Counter)
+    settlements: list[Settlement] = field(default_factory=list)
+    """Of all who wait for this commit: a statement for many costs little more than one for one."""
 
     def move(self, kind: str, name: str, **by: int) -> None:
         for what, value in by.items():
             self.moves[kind, name, what] += value
 
-    def write_totals(self) -> None:
+    def next_event(self) -> int:
+        return self.numbered + self.moves[EVENTS] + 1
+
+    def finish(self) -> None:
+        """What is still to be written before the commit."""
+        settle(self, self.settlements)
         self.db.executemany(
             "INSERT INTO totals VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
             [(*total, value) for total, value in self.moves.items() if value],
         )
 
 
-def accept(tx: Transaction, batch: Batch, window: float, event: int) -> Accepted:
-    """Store *batch*; its events get row numbers from *event* on. *window* in seconds."""
-    fresh: list[bool] = []
-    sinks: set[str] = set()
-    for number, intake in enumerate(batch.intakes, event):
-        new = remember(tx.db, intake, window, number)
-        fresh.append(new)
-        counted = "duplicate" if not new else "accepted" if intake.matched else "unmatched"
-        tx.move("source", intake.source, received=1, **{counted: 1})
-        if new and intake.routes:
-            store(tx, intake, number)
-            sinks.update(route.sink for route in intake.routes)
+def event_of(row: int) -> int:
+    """The number of the event whose delivery *row* is or was."""
+    return row >> ROUTE_BITS
+
+
+def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
+    """Store *batch*; *window* in seconds."""
+    fresh = new_ones(tx.db, batch.intakes, window)
+    counts = Counter(
+        (intake.source, "duplicate" if not new else "accepted" if intake.matched else "unmatched")
+        for intake, new in zip(batch.intakes, fresh, strict=True)
+    )
+    for (source, counted), count in counts.items():
+        tx.move("source", source, received=count, **{counted: count})
+    kept = [intake for intake, new in zip(batch.intakes, fresh, strict=True) if new and intake.matched]
+    sinks = store(tx, kept) if kept else frozenset[str]()
     move_cursors(tx.db, batch)
-    return Accepted(tuple(fresh), frozenset(sinks))
+    return Accepted(fresh, sinks)
 
 
-def remember(db: sqlite3.Connection, intake: Intake, window: float, event: int) -> bool:
-    """Is this id new? If a rule wanted the event, it is known from now on.
+def new_ones(db: sqlite3.Connection, intakes: Sequence[Intake], window: float) -> tuple[bool, ...]:
+    """Which of *intakes* are no duplicates; their ids, where known from before the window, are forgotten."""
+    ids = json.dumps([intake.event.unique_id for intake in intakes])
+    rows = db.execute(
+        "SELECT unique_id, received, event FROM seen WHERE unique_id IN (SELECT value FROM json_each(?))",
+        (ids,),
+    ).fetchall()
+    known = {unique_id: (received, event) for unique_id, received, event in rows}
+    fresh = []
+    for intake in intakes:
+        unique_id, oldest = intake.event.unique_id, intake.received - window
+        received, event = known.get(unique_id, (-1.0, None))
+        new = event is None or (received < oldest and not has_body(db, event))
+        fresh.append(new)
+        if new and intake.matched:
+            if event is not None:
+                db.execute("DELETE FROM seen WHERE event = ?", (event,))
+            known[unique_id] = intake.received, -1
+    return tuple(fresh)
 
-    An id whose event still waits stays known, however old it is.
-    """
-    oldest = intake.received - window
-    if not intake.matched:
-        known = "SELECT 1 FROM seen WHERE unique_id = ? AND received >= ?"
-        return db.execute(known, (intake.event.unique_id, oldest)).fetchone() is None
-    changed = db.execute(
-        "INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
-        " SET received = excluded.received, source = excluded.source, event = excluded.event"
-        " WHERE received < ? AND NOT EXISTS (SELECT 1 FROM events WHERE id = seen.event)",
-        (intake.event.unique_id, intake.received, intake.event.name, intake.source, event, oldest),
-    )
-    return changed.rowcount == 1
+
+def has_body(db: sqlite3.Connection, event: int) -> bool:
+    """Does *event* (-1: one of this batch) still wait somewhere?"""
+    return event == -1 or db.execute("SELECT 1 FROM events WHERE id = ?", (event,)).fetchone() is not None
 
 
-def store(tx: Transaction, intake: Intake, event: int) -> None:
-    """The body once, and a small row a delivery."""
-    tx.db.execute(
-        "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            event,
-            intake.event.unique_id,
-            intake.source,
-            intake.received,
-            len(intake.routes),
-            intake.event.body,
-        ),
-    )
-    tx.db.executemany(
-        "INSERT INTO deliveries (event, rule, sink, order_key, due) VALUES (?, ?, ?, ?, ?)",
-        [(event, route.rule, route.sink, route.order_key, intake.received) for route in intake.routes],
-    )
-    for route in intake.routes:
-        tx.move("sink", route.sink, accepted=1, waiting=1)
+def store(tx: Transaction, intakes: Sequence[Intake]) -> frozenset[str]:
+    """The id of each for the window, the body once, and a small row a delivery; returns the sinks."""
+    seen, bodies, waiting = list[tuple[object, ...]](), list[tuple[object, ...]](), list[tuple[object, ...]]()
+    counts = Counter[str]()
+    for number, intake in enumerate(intakes, tx.next_event()):
+        event, received = intake.event, intake.received
+        seen.append((number, event.unique_id, received, event.name, intake.source))
+        routes = distinct(intake.routes)
+        if not routes:
+            continue
+        bodies.append((number, event.unique_id, intake.source, received, len(routes), event.body))
+        for row, (rule, sink, order_key) in enumerate(routes, number << ROUTE_BITS):
+            waiting.append((sink, row, rule, order_key, received))
+            counts[sink] += 1
+    tx.db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", seen)
+    tx.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", bodies)
+    tx.db.executemany(WAIT, waiting)
+    tx.moves[EVENTS] += len(intakes)
+    for sink, count in counts.items():
+        tx.move("sink", sink, accepted=count, waiting=count)
+    return frozenset(counts)
+
+
+def distinct(routes: Sequence[Route]) -> Sequence[Route]:
+    """One delivery a rule and sink: they make its id."""
+    return routes if len(routes) < 2 else list({(each.rule, each.sink): each for each in routes}.values())
 
 
 def move_cursors(db: sqlite3.Connection, batch: Batch) -> None:
@@ -112,11 +160,15 @@ def move_cursors(db: sqlite3.Connection, batch: Batch) -> None:
     db.executemany(
         "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET time_ns = max(time_ns, excluded.time_ns), recent = excluded.recent",
-        [
-            (*key, at, json.dumps((recent_ids(db, key) + list(batch.recent.get(key, ())))[-RECENT_IDS:]))
-            for key, at in batch.cursors.items()
-        ],
+        [(*key, at, json.dumps(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
     )
+
+
+def last_ids(db: sqlite3.Connection, key: tuple[str, str], batch: Batch) -> list[str]:
+    """The ids to be kept beside the cursor *key* once *batch* is in."""
+    came = list(batch.recent.get(key, ()))
+    before = recent_ids(db, key) if len(came) < RECENT_IDS else []
+    return (before + came)[-RECENT_IDS:]
 
 
 def recent_ids(db: sqlite3.Connection, key: tuple[str, str]) -> list[str]:
@@ -124,90 +176,141 @@ def recent_ids(db: sqlite3.Connection, key: tuple[str, str]) -> list[str]:
     return list(json.loads(found[0])) if found else []
 
 
-def settle(tx: Transaction, settlement: Settlement) -> None:
-    """Record one attempt and what follows; a delivery that no longer waits is passed over."""
-    delivery, verdict = settlement.delivery, settlement.verdict
-    match verdict:
-        case Done():
-            settled = finish(tx, settlement)
-        case Later(due, attempt, tried_since):
-            settled = tx.db.execute(
-                "UPDATE deliveries SET due = ?, attempt = ?, tried_since = ? WHERE id = ?",
-                (due, attempt, tried_since, delivery.row),
-            ).rowcount
-            tx.move("sink", delivery.sink, retried=settled)
-        case Dead():
-            settled = bury(tx, settlement, verdict)
-        case _:
-            assert_never(verdict)
-    if settled and (tried_before(delivery) or not isinstance(settlement.outcome, Delivered)):
-        record_attempt(tx.db, settlement)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A delivery that leaves the queue."""
+
+    sink: str
+    id: int
+    order_key: str | None
 
 
-def finish(tx: Transaction, settlement: Settlement) -> int:
+def settle(tx: Transaction, settlements: Sequence[Settlement]) -> None:
+    """Record attempts and what follows from each; a delivery that no longer waits is passed over."""
+    waiting = still_waiting(tx.db, settlements)
+    leaving, delivered, made = list[Row](), list[Settlement](), list[Settlement]()
+    for settlement in settlements:
+        delivery, verdict = settlement.delivery, settlement.verdict
+        found = waiting.get((delivery.sink, delivery.row))
+        if found is None:
+            continue
+        if delivery.tried_since is not None or not isinstance(settlement.outcome, Delivered):
+            made.append(settlement)
+        match verdict:
+            case Later():
+                postpone(tx, settlement, verdict)
+                continue
+            case Dead():
+                bury(tx, settlement, verdict, found.order_key)
+            case Done():
+                delivered.append(settlement)
+            case _:
+                assert_never(verdict)
+        del waiting[delivery.sink, delivery.row]
+        leaving.append(found)
+    record_attempts(tx.db, made)
+    if leaving:
+        finish(tx, delivered)
+        remove(tx.db, leaving, settlements[-1].started + settlements[-1].duration)
+
+
+def still_waiting(db: sqlite3.Connection, settlements: Iterable[Settlement]) -> dict[tuple[str, int], Row]:
+    rows: dict[str, list[int]] = {}
+    for settlement in settlements:
+        rows.setdefault(settlement.delivery.sink, []).append(settlement.delivery.row)
+    found: dict[tuple[str, int], Row] = {}
+    for sink, ids in rows.items():
+        waiting = db.execute(
+            "SELECT id, order_key FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM json_each(?))",
+            (sink, json.dumps(ids)),
+        )
+        for row, order_key in waiting.fetchall():
+            found[sink, row] = Row(sink, row, order_key)
+    return found
+
+
+def postpone(tx: Transaction, settlement: Settlement, verdict: Later) -> None:
     delivery = settlement.delivery
-    gone = tx.db.execute("DELETE FROM deliveries WHERE id = ? RETURNING event", (delivery.row,)).fetchone()
-    if gone is None:
-        return 0
-    release(tx.db, gone[0])
-    at = settlement.started + settlement.duration
     tx.db.execute(
-        "INSERT INTO settled VALUES (?, ?, ?, 'delivered', ?, ?)",
-        (delivery.event.unique_id, delivery.rule, delivery.sink, at, tried_before(delivery)),
-    )
-    tx.move("sink", delivery.sink, delivered=1, waiting=-1)
-    return 1
-
-
-def tried_before(delivery: Delivery) -> str | None:
-    """The id under which attempts are kept; None for the many that arrive at once."""
-    return delivery.id if delivery.tried_since is not None else None
-
-
-def release(db: sqlite3.Connection, event: int) -> None:
-    """One delivery less needs the body of *event*; with the last one it goes."""
-    if not db.execute("DELETE FROM events WHERE id = ? AND open <= 1", (event,)).rowcount:
-        db.execute("UPDATE events SET open = open - 1 WHERE id = ?", (event,))
-
-
-def bury(tx: Transaction, settlement: Settlement, verdict: Dead) -> int:
-    delivery = settlement.delivery
-    gone = tx.db.execute(
-        "DELETE FROM deliveries WHERE id = ? RETURNING event, order_key", (delivery.row,)
-    ).fetchone()
-    if gone is None:
-        return 0
-    event, order_key = gone
-    began = "SELECT min(at) FROM attempts WHERE delivery = ?"
-    first = tx.db.execute(began, (delivery.id,)).fetchone()[0] or settlement.started
-    failure = failure_of(settlement.outcome)
-    tx.db.execute(
-        "INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "UPDATE deliveries SET due = ?, attempt = ?, tried_since = ?, first = ifnull(first, ?), error = ?"
+        " WHERE sink = ? AND id = ?",
         (
-            *(delivery.row, delivery.id, event, delivery.rule, delivery.sink, order_key),
+            *(verdict.due, verdict.attempt, verdict.tried_since, settlement.started),
+            *(failure_of(settlement.outcome)[2], delivery.sink, delivery.row),
+        ),
+    )
+    tx.move("sink", delivery.sink, retried=1)
+
+
+def finish(tx: Transaction, delivered: Sequence[Settlement]) -> None:
+    """One row each for as long as traces are kept."""
+    tx.db.executemany(
+        "INSERT OR REPLACE INTO settled VALUES (?, ?, ?, 'delivered', ?)",
+        [
+            (each.delivery.row, each.delivery.rule, each.delivery.sink, each.started + each.duration)
+            for each in delivered
+        ],
+    )
+    for sink, count in Counter(each.delivery.sink for each in delivered).items():
+        tx.move("sink", sink, delivered=count, waiting=-count)
+    release(tx.db, [each.delivery.row for each in delivered])
+
+
+def bury(tx: Transaction, settlement: Settlement, verdict: Dead, order_key: str | None) -> None:
+    """The body stays: a dead letter may be tried again."""
+    delivery, failure = settlement.delivery, failure_of(settlement.outcome)
+    began = "SELECT first FROM deliveries WHERE sink = ? AND id = ?"
+    first = tx.db.execute(began, (delivery.sink, delivery.row)).fetchone()[0]
+    tx.db.execute(
+        "INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(delivery.row, delivery.id, delivery.rule, delivery.sink, order_key),
             *(delivery.event.name, delivery.event.unique_id, verdict.reason, delivery.attempt),
-            *(first, settlement.started, failure[1], failure[2], failure[3]),
+            *(settlement.started if first is None else first, settlement.started),
+            *(failure[1], failure[2], failure[3]),
         ),
     )
     tx.move("sink", delivery.sink, dead=1, died=1, waiting=-1)
-    return 1
 
 
-def record_attempt(db: sqlite3.Connection, settlement: Settlement) -> None:
-    delivery = settlement.delivery
-    db.execute(
-        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(delivery.id, delivery.attempt, settlement.started, settlement.duration),
-            outcome_word(settlement.outcome),
-            *failure_of(settlement.outcome),
-        ),
+def remove(db: sqlite3.Connection, rows: Sequence[Row], at: float) -> None:
+    """*rows* wait no more; each lets the next one of its order key have its turn, at the latest *at*."""
+    db.executemany(
+        "DELETE FROM deliveries WHERE sink = ? AND id = ?", [(each.sink, each.id) for each in rows]
     )
-    db.execute(
+    turns = {(each.sink, each.order_key) for each in rows if each.order_key is not None}
+    db.executemany(PROMOTE, [(*turn, at) for turn in turns])
+
+
+def release(db: sqlite3.Connection, rows: Iterable[int]) -> None:
+    """Deliveries less that need the body of their event; with its last one it goes."""
+    fewer = Counter(event_of(row) for row in rows)
+    held = db.execute(
+        "SELECT id, open FROM events WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(fewer)),)
+    ).fetchall()
+    gone = [(event,) for event, count in held if count <= fewer[event]]
+    kept = [(fewer[event], event) for event, count in held if count > fewer[event]]
+    db.executemany("DELETE FROM events WHERE id = ?", gone)
+    db.executemany("UPDATE events SET open = open - ? WHERE id = ?", kept)
+
+
+def record_attempts(db: sqlite3.Connection, made: Sequence[Settlement]) -> None:
+    db.executemany(
+        "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [attempt_row(settlement) for settlement in made],
+    )
+    db.executemany(
         "DELETE FROM attempts WHERE delivery = ?1 AND rowid <="
         " (SELECT rowid FROM attempts WHERE delivery = ?1 ORDER BY rowid DESC LIMIT 1 OFFSET ?2)",
-        (delivery.id, ATTEMPTS_KEPT),
+        [(settlement.delivery.row, ATTEMPTS_KEPT) for settlement in made],
     )
+
+
+def attempt_row(settlement: Settlement) -> tuple[object, ...]:
+    reason, status, error, response = failure_of(settlement.outcome)
+    delivery, outcome = settlement.delivery, outcome_word(settlement.outcome)
+    when = delivery.row, delivery.attempt, settlement.started, settlement.duration
+    return (*when, outcome, reason, status, error, response[:ATTEMPT_RESPONSE])
 
 
 def outcome_word(outcome: Outcome) -> str:
@@ -231,54 +334,6 @@ def failure_of(outcome: Outcome) -> tuple[str, int | None, str, str]:
     return failure.reason, failure.status, failure.error, failure.response
 
 
-def chosen(wanted: DeadLetterFilter) -> tuple[str, list[object]]:
-    """A WHERE clause for *wanted*, and its parameters."""
-    clauses, values = ["1"], list[object]()
-    if wanted.ids is not None:
-        clauses.append("delivery IN (SELECT value FROM json_each(?))")
-        values.append(json.dumps(list(wanted.ids)))
-    for column in ("sink", "rule", "reason"):
-        value = getattr(wanted, column)
-        if value is not None:
-            clauses.append(f"{column} = ?")
-            values.append(value)
-    if wanted.since is not None:
-        clauses.append("last >= ?")
-        values.append(wanted.since)
-    return " AND ".join(clauses), values
-
-
-def retry_dead_letters(tx: Transaction, wanted: DeadLetterFilter, now: float) -> int:
-    where, values = chosen(wanted)
-    tx.db.execute(
-        "INSERT INTO deliveries (id, event, rule, sink, order_key, due)"
-        f" SELECT id, event, rule, sink, order_key, ? FROM dead_letters WHERE {where}",
-        [now, *values],
-    )
-    return _remove(tx, where, values, waiting=1)
-
-
-def drop_dead_letters(tx: Transaction, wanted: DeadLetterFilter, now: float) -> int:
-    where, values = chosen(wanted)
-    tx.db.execute(
-        "INSERT INTO settled SELECT unique_id, rule, sink, 'dropped', ?, delivery"
-        f" FROM dead_letters WHERE {where}",
-        [now, *values],
-    )
-    events = tx.db.execute(f"SELECT event FROM dead_letters WHERE {where}", values).fetchall()
-    for (event,) in events:
-        release(tx.db, event)
-    return _remove(tx, where, values, dropped=1)
-
-
-def _remove(tx: Transaction, where: str, values: Sequence[object], **moved: int) -> int:
-    """Delete the dead letters chosen and count each as *moved*; returns how many."""
-    gone = tx.db.execute(f"DELETE FROM dead_letters WHERE {where} RETURNING sink", values).fetchall()
-    for (sink,) in gone:
-        tx.move("sink", sink, dead=-1, **moved)
-    return len(gone)
-
-
 def set_pause(tx: Transaction, sink: str, pause: PauseState | None, now: float) -> None:
     if pause is None:
         tx.db.execute(
@@ -293,40 +348,3 @@ def set_pause(tx: Transaction, sink: str, pause: PauseState | None, now: float) 
         " since = excluded.since, until = excluded.until, probes = excluded.probes",
         (sink, pause.reason, pause.error, pause.since, pause.until, pause.probes),
     )
-
-
-STEP = 2000  # rows a transaction of `tidy` may delete, so that nobody waits for it
-
-
-def forget_ids(tx: Transaction, before: float) -> int:
-    """Ids received before *before* whose event waits no more; at most STEP."""
-    return tx.db.execute(
-        "DELETE FROM seen WHERE unique_id IN (SELECT unique_id FROM seen WHERE received < ?"
-        " AND NOT EXISTS (SELECT 1 FROM events WHERE id = seen.event) LIMIT ?)",
-        (before, STEP),
-    ).rowcount
-
-
-def forget_traces(tx: Transaction, before: float) -> int:
-    """What was settled before *before*, and the attempts it took; at most STEP deliveries."""
-    old = "SELECT rowid FROM settled WHERE at < ? ORDER BY at LIMIT ?"
-    tx.db.execute(
-        f"DELETE FROM attempts WHERE delivery IN (SELECT delivery FROM settled WHERE rowid IN ({old}))",
-        (before, STEP),
-    )
-    return tx.db.execute(f"DELETE FROM settled WHERE rowid IN ({old})", (before, STEP)).rowcount
-
-
-def expire_dead_letters(tx: Transaction, before: float, now: float) -> int:
-    """Dead letters whose last attempt was before *before*, counted as dropped; at most STEP."""
-    old = tx.db.execute(
-        "SELECT delivery FROM dead_letters WHERE last < ? ORDER BY id LIMIT ?", (before, STEP)
-    ).fetchall()
-    if not old:
-        return 0
-    return drop_dead_letters(tx, DeadLetterFilter(ids=[each for (each,) in old]), now)
-
-
-def sink_rows(db: sqlite3.Connection, table: str) -> dict[str, int]:
-    """How many rows each sink has in *table*, counted."""
-    return dict(db.execute(f"SELECT sink, count(*) FROM {table} GROUP BY sink").fetchall())

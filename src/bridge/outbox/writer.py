@@ -1,0 +1,191 @@
+"""The one writer of the store: changes that wait together become one commit."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import anyio
+import structlog
+
+from bridge.errors import OutboxError, StartError
+from bridge.outbox import Offload, queries
+from bridge.outbox.file import BUSY, Durability, Reserve, connect, connect_readonly
+from bridge.outbox.salvage import is_damage, mark, restore
+from bridge.outbox.transactions import EVENTS, Transaction
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+SHORT = 200  # ms to wait for readers when the log is to be shortened
+
+
+@dataclass(slots=True)
+class _Job(Generic[T]):
+    """One change that waits for its commit."""
+
+    change: Callable[[Transaction], T]
+    done: bool = False
+    result: T | None = None
+    error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """Unless it is done: whoever waits for it is told."""
+        if not self.done:
+            self.done, self.error = True, error
+
+
+class File:
+    """The two connections to the file at *path*, which *stack* closes."""
+
+    def __init__(self, path: Path, durability: Durability, pages: int, stack: ExitStack) -> None:
+        self.path = path
+        self._durability: Durability = durability
+        self._log_pages = pages
+        self._stack = stack
+        self._open()
+
+    def _open(self) -> None:
+        self.writer = self._stack.enter_context(
+            closing(connect(self.path, self._durability, log_pages=self._log_pages))
+        )
+        self.reader = self._stack.enter_context(closing(connect_readonly(self.path)))
+        self._inode = self.path.stat().st_ino
+
+    def stay(self) -> None:
+        """If the file was deleted while running, write it again from what is still open.
+
+        The old connections stay open until the end: a read may be using one.
+        """
+        try:
+            there = self.path.stat().st_ino
+        except FileNotFoundError:
+            log.error("store was deleted, writing it again", store=str(self.path))
+            try:
+                restore(self.path, self.writer)
+                self._open()
+            except StartError as error:
+                raise OutboxError(str(error)) from None
+            return
+        if there != self._inode:
+            raise OutboxError(f"{self.path}: another file has taken its place; put it back or restart bridge")
+
+
+class Writer:
+    """Whoever gets the lock commits everything that waits, the others find theirs done.
+
+    With `durability: power` a commit is a disk sync of a millisecond or more.
+    """
+
+    def __init__(self, file: File, reserve: Reserve, offload: Offload, max_size: int | None) -> None:
+        self.totals = queries.totals(file.writer)
+        """As of the last commit; replaced, never changed: others read it meanwhile."""
+        self._file = file
+        self._reserve = reserve
+        self._offload = offload
+        self._max_size = max_size
+        self._lock = anyio.Lock()
+        self._waiting: list[_Job[Any]] = []
+        self._disk_full = False
+
+    async def aside(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        """*call* on the writer's thread and connection, outside of any transaction."""
+        return await self._offload(lambda: call(self._file.writer))
+
+    def refuse_beyond_the_disk(self) -> None:
+        """A disk that was full takes settlements first: nothing new until the reserve fits again."""
+        if self._disk_full and not self._reserve.take():
+            raise OutboxError(f"{self._file.path}: the disk is full", full=True)
+        self._disk_full = False
+
+    async def write(self, change: Callable[[Transaction], T]) -> T:
+        """Do *change* in the next commit. Not cancelled half-way: the caller knows what happened."""
+        job = _Job(change)
+        self._waiting.append(job)
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                if not job.done:
+                    jobs, self._waiting = self._waiting, []
+                    try:
+                        await self._offload(lambda: self._commit(jobs))
+                    except BaseException as stopped:
+                        for each in jobs:
+                            each.fail(stopped)
+                        raise
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[return-value]  # set by _commit unless there is an error
+
+    def _commit(self, jobs: Sequence[_Job[Any]]) -> None:
+        """All of *jobs* in one transaction; if that fails, each alone, so that an error is its own."""
+        try:
+            self._transact(jobs)
+        except Exception as error:  # noqa: BLE001  # handed to whoever waits for it
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._commit([job])
+                return
+            jobs[0].error = self._told(error)
+        for job in jobs:
+            job.done = True
+
+    def _transact(self, jobs: Sequence[_Job[Any]]) -> None:
+        self._file.stay()
+        db = self._file.writer
+        self._shorten_log()
+        tx = Transaction(db, self.totals.get(EVENTS, 0))
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                job.result = job.change(tx)
+            tx.finish()
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        moved = {total: self.totals.get(total, 0) + by for total, by in tx.moves.items()}
+        self.totals = self.totals | moved
+
+    def _shorten_log(self) -> None:
+        """Near `max_size`: bring the write-ahead log into the file, before anything is dropped for it."""
+        limit, size = self._max_size, queries.log_bytes(self._file.path)
+        if limit is None or not size or queries.pages_used(self._file.writer) + size <= limit - limit // 8:
+            return
+        with suppress(sqlite3.Error):
+            self._file.writer.execute(f"PRAGMA busy_timeout={SHORT}")
+            self._file.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._file.writer.execute(f"PRAGMA busy_timeout={BUSY}")
+
+    def _told(self, error: Exception) -> Exception:
+        """*error* as an OutboxError; a full disk gets the reserve back, so that settling goes on."""
+        if not isinstance(error, sqlite3.Error | OSError):
+            return error
+        full = is_full(error)
+        if full:
+            self._disk_full = True
+            self._reserve.release()
+        return OutboxError(told(self._file.path, error), full=full)
+
+
+def told(path: Path, error: Exception) -> str:
+    """*error* for the operator; damage is marked, so that the next start looks at the whole file."""
+    if not is_damage(error):
+        return f"{path}: {error}"
+    with suppress(OSError):
+        mark(path).touch()
+    return f"{path}: is damaged: {error}; restart bridge, which keeps what is readable"
+
+
+def is_full(error: Exception) -> bool:
+    """SQLite says "full" for ENOSPC only; a quota (EDQUOT, EFBIG) is a write that failed."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
+    return isinstance(error, OSError) and error.errno in FULL
