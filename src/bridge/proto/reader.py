@@ -146,7 +146,9 @@ class Reader:
 
 
 def _is_zero(wire_type: int, data: bytes, begin: int, stop: int) -> bool:
-    """Zero, false or empty: what is at its default is not shown."""
+    """Zero, false or empty: what is at its default is not shown. So is -0.0, which `!= 0` hides in Go."""
     if wire_type == LEN:
         return begin == stop
-    return data[begin] == 0 and (wire_type == VARINT or not any(data[begin:stop]))
+    if wire_type == VARINT:
+        return data[begin] == 0
+    return data[stop - 1] in (0, 0x80) and not any(data[begin : stop - 1])
