@@ -379,8 +379,9 @@ def without_zeros(message: str, value: dict[str, Any]) -> dict[str, Any]:
 def hidden(field: Field, value: Any) -> bool:
     if field.repeated or field.oneof or field.type == "message":
         return False
-    first = next(iter(table().enums[field.of].names.values())) if field.type == "enum" else None
-    return value in (0, "", "0") or value == (first and table().enums[field.of].names.get(0))
+    if field.type == "enum":
+        return value in (0, table().enums[field.of].names.get(0))
+    return value in (0, "0" if field.type in ("int64", "uint64") else "")
 
 
 def shown(field: Field, value: Any) -> Any:
