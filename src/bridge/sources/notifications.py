@@ -1,0 +1,404 @@
+"""A user's notifications as events: polled, woken by `user.notification.create`, marked once delivered.
+
+The NotificationService lists newest first and by offset, and can neither filter by time nor lock
+(UPSTREAM.md §5). So what was taken in is remembered as a high-water mark, the cursor of the user, and not by
+the status, which belongs to the people who read in the Console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import anyio
+import msgspec
+import structlog
+from anyio.streams.memory import MemoryObjectSendStream
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from bridge.decode import event
+from bridge.errors import FrameError, SourceError
+from bridge.event import Entity, Event
+from bridge.fields import Duration, Section
+from bridge.metrics import Metrics
+from bridge.outbox import Trace
+from bridge.sources import Arrival, Reading, SourceStatus
+from bridge.sources.api import Api
+from bridge.sources.models import ID, tts_url
+from bridge.sources.plan import key
+from bridge.sources.upstream import Upstream
+from bridge.tls import TlsConfig
+
+log = structlog.get_logger()
+
+CREATED = "user.notification.create"
+UNSEEN = "NOTIFICATION_STATUS_UNSEEN"
+PAGE = 1000  # notifications; the server's own limit, for lists and for updates
+PASSES = 3  # readings of a list that shrinks while it is read, before the next poll has to do
+LATE = 2_000_000_000  # ns by which a notification may become visible after a newer one
+GATHER = 1.0  # seconds after a wake-up in which others come in
+SLOW_RETRY = 120.0  # seconds; the server remembers a refusal for 2 min (pkg/component/rights.go in v3.32)
+RENEW = 600.0  # seconds after which the waking stream is opened anew: a dead one is as silent as a quiet one
+STEADY = 30.0  # seconds a stream has to live for the waits to begin anew
+CHECK = 5.0  # seconds between two looks whether deliveries are confirmed
+UNKNOWN_CHECKS = 24  # looks after which a notification that nothing stored is taken as unwanted
+
+
+def _user(value: str) -> str:
+    if not ID.match(value):
+        raise ValueError("ids are lower-case letters, digits and single dashes, 2 to 36 characters")
+    return value
+
+
+class NotificationsSourceConfig(Section):
+    """The notifications of one user of The Things Stack."""
+
+    type: Literal["tts-notifications"]
+    url: Annotated[str, AfterValidator(tts_url)]
+    """Address of the server; /api/v3 is added."""
+    api_key: SecretStr
+    """A key of the user, with the right to read notifications."""
+    user: Annotated[str, AfterValidator(_user)]
+    transport: Literal["http", "grpc"] = "http"
+    grpc_address: str | None = None
+    """host:port of the gRPC API; default: host of url, 8884 (1884 for http://)."""
+    interval: Annotated[Duration, Field(ge=1)] = 60.0
+    """How often the list is read; an event of the server makes it sooner."""
+    mark: Literal["none", "seen", "archived"] = "none"
+    """What a notification becomes in the Console once every delivery of it is confirmed."""
+    tls: TlsConfig = TlsConfig()
+
+    @model_validator(mode="after")
+    def _address_of_grpc(self) -> NotificationsSourceConfig:
+        if self.grpc_address is not None and self.transport != "grpc":
+            raise ValueError("grpc_address is for transport: grpc")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One entry of the list; *created* in ns since 1970, 0 if it could not be read."""
+
+    id: str
+    created: int
+    event: Event
+
+    @property
+    def order(self) -> tuple[int, str]:
+        return self.created, self.id
+
+
+class _Read(msgspec.Struct):
+    id: str = ""
+    created_at: str = ""
+    notification_type: str = ""
+    entity_ids: msgspec.Raw = msgspec.Raw()
+
+
+def unique_id(user: str, id: str) -> str:
+    return f"notification/{user}/{id}"
+
+
+def notification(user: str, body: bytes) -> Notification:
+    """The notification *body* of *user* as an event; raises FrameError.
+
+    It is about the entity of the notification and the user who got it; its data are the notification.
+    """
+    try:
+        read = msgspec.json.decode(body, type=_Read)
+    except (msgspec.DecodeError, RecursionError):
+        raise FrameError("not a notification") from None
+    if not read.id:
+        raise FrameError("a notification without an id")
+    receiver: dict[str, dict[str, str]] = {"user_ids": {"user_id": user}}
+    about: list[object] = [receiver]
+    if bytes(read.entity_ids) and msgspec.json.decode(read.entity_ids) not in (receiver, None):
+        about.insert(0, read.entity_ids)
+    document = {
+        "name": f"notification.{read.notification_type or 'unknown'}",
+        "time": read.created_at,
+        "identifiers": about,
+        "data": msgspec.Raw(body),
+        "unique_id": unique_id(user, read.id),
+    }
+    made = event(msgspec.json.encode(document))
+    return Notification(read.id, made.time_ns, made)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What was found unseen; not *whole* if some may have slipped from page to page unread."""
+
+    items: tuple[Notification, ...]
+    whole: bool
+
+
+class NotificationsSource:
+    """Follows the notifications of one user.
+
+    *cursor* and *recent* read what the outbox keeps of this source, *trace* one event of it. *wait* gives the
+    seconds before the nth try in a row, from 1; *now* is unix seconds; *chance* is 0 to 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: NotificationsSourceConfig,
+        api: Api,
+        upstream: Upstream,
+        metrics: Metrics,
+        *,
+        cursors: Callable[[], Awaitable[dict[str, int]]],
+        recent: Callable[[str], Awaitable[tuple[str, ...]]],
+        trace: Callable[[str], Awaitable[Trace | None]],
+        wait: Callable[[int], float],
+        now: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._user = Entity("user", config.user)
+        self._api = api
+        self._upstream = upstream
+        self._metrics = metrics
+        self._cursors = cursors
+        self._recent = recent
+        self._trace = trace
+        self._wait = wait
+        self._now = now
+        self._chance = chance
+        self._mark: int | None = None
+        self._begin: int | None = None
+        self._taken: dict[str, int] = {}
+        self._to_mark: dict[str, int] = {}
+        self._unwanted: set[str] = set()
+        self._wake = anyio.Event()
+        self._connected = False
+        self._listening = False
+        self._error = ""
+        self._refused = False
+        self._deaf = ""
+        self._unmarked = ""
+        self._retry_at: float | None = None
+
+    def status(self) -> SourceStatus:
+        wait = None if self._retry_at is None else max(0.0, self._retry_at - anyio.current_time())
+        return SourceStatus(
+            connected=self._connected,
+            ready=self._connected or bool(self._error and not self._refused),
+            error=self._error,
+            streams=int(self._listening),
+            retry_in=wait,
+            warnings=(f"not woken by events: {self._deaf}",) if self._deaf else (),
+        )
+
+    async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
+        """Poll until cancelled; what comes is handed over oldest first, so that the mark only rises."""
+        self._mark = self._begin = (await self._cursors()).get(key(self._user))
+        prefix = unique_id(self._config.user, "")
+        self._taken = {
+            each.removeprefix(prefix): self._mark or 0 for each in await self._recent(key(self._user))
+        }
+        failures = 0
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._listen)
+            if self._config.mark != "none":
+                beside.start_soon(self._mark_delivered)
+            while True:
+                self._wake = anyio.Event()
+                try:
+                    await self._poll(into)
+                except SourceError as error:
+                    failures += 1
+                    await self._sit_out(error, failures)
+                else:
+                    failures = 0
+                    self._recovered()
+                    await self._rest()
+
+    async def _rest(self) -> None:
+        """Until the next poll is due, or an event says that there is something."""
+        with anyio.move_on_after(self._config.interval * (0.9 + 0.2 * self._chance())):
+            await self._wake.wait()
+            await anyio.sleep(min(GATHER, self._config.interval / 2))
+
+    # Taking in
+
+    async def _poll(self, into: MemoryObjectSendStream[Reading]) -> None:
+        listing = await self._listed()
+        fresh = [each for each in listing.items if await self._is_new(each)]
+        for each in sorted(fresh, key=lambda each: each.order):
+            await self._hand_over(each, into, moves=listing.whole)
+        if self._config.mark != "none":
+            self._consider(listing.items)
+        floor = (self._mark or 0) - LATE
+        self._taken = {id: created for id, created in self._taken.items() if created >= floor}
+
+    async def _listed(self) -> Listing:
+        """Everything unseen down to the mark, and further only where something is to be marked."""
+        found: dict[str, Notification] = {}
+        for _ in range(PASSES):
+            items, whole = await self._pass()
+            found |= {each.id: each for each in items}
+            if whole:
+                break
+        return Listing(tuple(found.values()), whole)
+
+    async def _pass(self) -> tuple[list[Notification], bool]:
+        """Read page after page.
+
+        What arrives meanwhile pushes the rest down, and it is seen twice. What is read or archived by
+        somebody pulls the rest up, and an unread one slips past: then the total has shrunk.
+        """
+        found: list[Notification] = []
+        whole, total, asked, page = True, 0, 0, 1
+        while True:
+            got = await self._api.notifications(self._config.user, status=(UNSEEN,), page=page, limit=PAGE)
+            whole = whole and got.total >= total
+            total, asked, page = got.total, asked + len(got.items), page + 1
+            items = list(self._read(got.items))
+            found += items
+            last = asked >= total if total else len(got.items) < PAGE
+            if last or not got.items or self._reaches_the_mark(items):
+                return found, whole
+
+    def _read(self, bodies: Iterable[bytes]) -> Iterable[Notification]:
+        for body in bodies:
+            try:
+                yield notification(self._config.user, body)
+            except FrameError as error:
+                self._metrics.source_frame_errors.labels(self.name).inc()
+                log.warning("a notification cannot be read, skipped", source=self.name, why=str(error))
+
+    def _reaches_the_mark(self, items: Sequence[Notification]) -> bool:
+        if self._config.mark != "none" or self._mark is None:
+            return False
+        return any(each.created < self._mark - LATE for each in items)
+
+    async def _is_new(self, each: Notification) -> bool:
+        """Above the mark; shortly below it only if it was never taken in, and became visible late."""
+        if each.id in self._taken:
+            return False
+        if self._mark is None or each.created > self._mark or not each.created:
+            return True
+        if each.created < self._mark - LATE:
+            return False
+        if self._begin is not None and each.created <= self._begin:
+            return await self._trace(each.event.unique_id) is None
+        return True
+
+    async def _hand_over(
+        self, each: Notification, into: MemoryObjectSendStream[Reading], *, moves: bool
+    ) -> None:
+        received = self._now()
+        cursors = {key(self._user): each.created} if moves and each.created else {}
+        self._metrics.source_last_event.labels(self.name).set(received)
+        self._metrics.source_lag.labels(self.name).set(max(0.0, received - each.created / 1e9))
+        await into.send(Arrival(self.name, each.event, received, cursors))
+        self._taken[each.id] = each.created
+        if cursors:
+            self._mark = max(each.created, self._mark or 0)
+
+    # Marking
+
+    def _consider(self, items: Iterable[Notification]) -> None:
+        """Everything taken in and still unseen is to be marked, unless nothing ever stored it."""
+        for each in items:
+            if each.id not in self._unwanted:
+                self._to_mark.setdefault(each.id, 0)
+
+    async def _mark_delivered(self) -> None:
+        while True:
+            await anyio.sleep(min(CHECK, self._config.interval))
+            delivered = [id for id in list(self._to_mark) if await self._is_confirmed(id)]
+            for at in range(0, len(delivered), PAGE):
+                await self._set_status(delivered[at : at + PAGE])
+
+    async def _is_confirmed(self, id: str) -> bool:
+        """Every delivery of it is delivered; one that died or was dropped leaves it unseen."""
+        found = await self._trace(unique_id(self._config.user, id))
+        if found is not None and found.deliveries:
+            self._to_mark[id] = 0
+            return all(each.state == "delivered" for each in found.deliveries)
+        self._to_mark[id] += 1
+        if self._to_mark[id] >= UNKNOWN_CHECKS:
+            del self._to_mark[id]
+            self._unwanted.add(id)
+        return False
+
+    async def _set_status(self, ids: Sequence[str]) -> None:
+        status = f"NOTIFICATION_STATUS_{self._config.mark.upper()}"
+        try:
+            await self._api.mark_notifications(self._config.user, ids, status)
+        except SourceError as error:
+            if not self._unmarked:
+                log.warning("notifications cannot be marked, tried again", source=self.name, error=str(error))
+            self._unmarked = str(error)
+            return
+        if self._unmarked:
+            log.info("notifications are marked again", source=self.name)
+        self._unmarked = ""
+        for id in ids:
+            self._to_mark.pop(id, None)
+
+    # Trouble
+
+    async def _sit_out(self, error: SourceError, failures: int) -> None:
+        wait = pause(error, self._wait(failures))
+        if str(error) != self._error:
+            log.warning("notifications not read", source=self.name, error=str(error), retry_in=round(wait, 1))
+        self._error, self._refused = str(error), error.kind in ("refused", "rejected")
+        self._connect(False)
+        self._metrics.source_reconnects.labels(self.name, error.kind).inc()
+        self._retry_at = anyio.current_time() + wait
+        await anyio.sleep(wait)
+        self._retry_at = None
+
+    def _recovered(self) -> None:
+        if self._error:
+            log.info("notifications are read again", source=self.name)
+        self._error, self._refused = "", False
+        self._connect(True)
+
+    def _connect(self, connected: bool) -> None:
+        self._connected = connected
+        self._metrics.source_connected.labels(self.name).set(connected)
+
+    # Waking
+
+    async def _listen(self) -> None:
+        """A small stream on the user, for as long as the key is good for one; polling goes on without."""
+        failures = 0
+        while True:
+            began = anyio.current_time()
+            error = await self._stream()
+            self._listening = False
+            if error is None:
+                continue
+            failures = 1 if anyio.current_time() - began > STEADY else failures + 1
+            if error.kind != "ended" and str(error) != self._deaf:
+                log.info("not woken by events, polling goes on", source=self.name, error=str(error))
+                self._deaf = str(error)
+            await anyio.sleep(pause(error, self._wait(failures)))
+
+    async def _stream(self) -> SourceError | None:
+        """Why it ended; None when it is only old. History is asked for, and at most wakes once too often."""
+        try:
+            with anyio.move_on_after(RENEW):
+                async with self._upstream.open([self._user], None, [CREATED]) as stream:
+                    self._listening, self._deaf = True, ""
+                    async for frame in stream.frames():
+                        if isinstance(frame, Event) and frame.name == CREATED:
+                            self._wake.set()
+                return SourceError("the server closed the stream", kind="ended")
+        except SourceError as error:
+            return error
+        return None
+
+
+def pause(error: SourceError, jittered: float) -> float:
+    """Seconds until the next try after *error*."""
+    if error.kind == "rate_limited":
+        return (error.retry_after or 0.0) + jittered
+    return SLOW_RETRY if error.kind in ("refused", "rejected") else jittered
