@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -22,6 +23,13 @@ def tts_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("write a URL such as https://eu1.cloud.thethings.network")
     return url.rstrip("/").removesuffix("/api/v3").rstrip("/")
+
+
+def _host_and_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("write host:port, such as eu1.cloud.thethings.network:8884")
+    return address
 
 
 class IdentifierConfig(Section):
@@ -87,7 +95,8 @@ class TtsSourceConfig(Section):
     """Address of the server; /api/v3 is added."""
     api_key: SecretStr
     transport: Literal["http", "grpc"] = "http"
-    grpc_address: str | None = None
+    grpc_address: Annotated[str, AfterValidator(_host_and_port)] | None = None
+    """`host:port` for gRPC; default: the host of url, 8884 (1884 for http://)."""
     identifiers: Annotated[tuple[IdentifierConfig, ...], Field(min_length=1)]
     names: Annotated[Any, BeforeValidator(_names)] = "auto"
     """Event names the server is asked for: auto is what the rules need."""
@@ -102,11 +111,22 @@ class TtsSourceConfig(Section):
 
     @model_validator(mode="after")
     def _available(self) -> TtsSourceConfig:
-        if self.transport == "grpc" or self.grpc_address is not None:
-            raise ValueError(f"transport: grpc {LATER}")
+        if self.transport == "grpc" and find_spec("grpc") is None:
+            raise ValueError("transport: grpc needs an extra: pip install 'tts-event-bridge[grpc]'")
         if self.redundancy > 1:
             raise ValueError(f"redundancy above 1 {LATER}")
         return self
+
+    @property
+    def grpc_target(self) -> str:
+        """Where gRPC is spoken; the ports are those of pkg/component/component.go in v3.32."""
+        parts = urlsplit(self.url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return self.grpc_address or f"{host}:{8884 if self.is_secure else 1884}"
+
+    @property
+    def is_secure(self) -> bool:
+        return self.url.startswith("https:")
 
     @property
     def entities(self) -> tuple[Entity, ...]:
