@@ -6,16 +6,15 @@ would have brought, so that nobody above has to know the transport. grpcio is bo
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import httpx
 import msgspec
-from grpc import aio
 
 from bridge.decode import ErrorFrame, Frame, Malformed, result
 from bridge.decode import error as error_frame
@@ -28,6 +27,10 @@ from bridge.sources.http import rate_budget
 from bridge.sources.plan import identifier
 from bridge.sources.upstream import TAIL, RateBudget, Stream, framed_error, stream_error
 from bridge.tls import TlsConfig
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read on import: it would write a line for each GOAWAY
+import grpc
+from grpc import aio
 
 MESSAGE = 16 << 20  # bytes; the server's own limit (pkg/rpcserver/rpcserver.go in v3.32), grpcio's is 4 MiB
 WINDOW = 4 << 20  # bytes a stream may be ahead of its reader: the server drops events for one that is slow
