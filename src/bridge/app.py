@@ -1,25 +1,23 @@
-"""The running bridge: everything real put together, and taken down in order."""
+"""The running bridge: everything real put together, changed by a reload, and taken down in order."""
 
 from __future__ import annotations
 
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import anyio
 import structlog
-import uvicorn
-from starlette.types import ASGIApp
 
 from bridge.config import Config
 from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
-from bridge.errors import OutboxError, StartError
+from bridge.errors import BridgeError, OutboxError, StartError
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.ops import Access, Parts, StoreCollector, admin_app, metrics_app
@@ -27,211 +25,232 @@ from bridge.outbox import Outbox
 from bridge.pipeline import flow
 from bridge.redact import Redactor
 from bridge.retry import RetryPolicy
+from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
-from bridge.sinks.registry import open_sink
-from bridge.sources import Source
-from bridge.sources.registry import open_source
+from bridge.sinks.registry import SinkConfig, open_sink
+from bridge.sources.registry import SourceConfig, open_source
+from bridge.tls import context
+from bridge.web import http, listen, url_of
 
 log = structlog.get_logger()
 
 TIDY_EVERY = 30.0  # seconds between rounds of letting go of what is no longer kept
 FIRST_OPEN = 10.0  # seconds in which some source has to open, or `run` exits with 3
-SERVER_EXIT = 2.0  # seconds for requests to the admin address when shutting down
+CONNECT_WITHIN = 30.0  # seconds a reloaded source gets to connect before the old one ends
+AT_START = ("outbox", "durability", "dedup_window", "max_size", "overflow", "shutdown_timeout")
+"""Keys that a reload does not change, besides the addresses of `admin`."""
+
+Load = Callable[[], Config]
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
     """What `serve` announces once everything is up: where the admin address really is."""
 
-    host: str
-    port: int
-    parts: Parts
-
-    @property
-    def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+    url: str
+    app: App
 
 
 async def serve(
-    config: Config, stop: anyio.Event, announce: Callable[[Running], None] = lambda _running: None
+    config: Config,
+    stop: anyio.Event,
+    announce: Callable[[Running], None] = lambda _running: None,
+    *,
+    load: Load | None = None,
 ) -> None:
-    """Run *config* until *stop* is set.
+    """Run *config* until *stop* is set; *load* reads it anew for a reload.
 
     Raises StartError if the address is taken, the store cannot be opened, or no source opens and
     nothing waits to be delivered (DESIGN.md §2.2).
     """
-    started = time.time()
-    metrics = Metrics()
-    rules: RuleSet = config.rule_set
-    metrics.prepare(sources=config.sources, sinks=config.sinks, rules=[rule.name for rule in rules.rules])
     async with AsyncExitStack() as stack:
-        listening = stack.enter_context(listen(config.admin.listen))
-        scraping = (
-            stack.enter_context(listen(config.admin.metrics_listen)) if config.admin.metrics_listen else None
-        )
+        listening = stack.enter_context(listen(config.admin.listen, "admin.listen"))
+        scraping = None
+        if config.admin.metrics_listen:
+            scraping = stack.enter_context(listen(config.admin.metrics_listen, "admin.metrics_listen"))
         outbox = await stack.enter_async_context(opened_store(config))
-        sources = [
-            await stack.enter_async_context(
-                open_source(name, each, metrics=metrics, outbox=outbox, names=rules.names(), now=time.time)
-            )
-            for name, each in config.sources.items()
-        ]
-        dispatchers = [
-            Dispatcher(
-                await stack.enter_async_context(open_sink(name, each, now=time.time)),
-                outbox,
-                RetryPolicy(each.retry.initial, each.retry.max, each.retry.give_up_after),
-                metrics,
-                now=time.time,
-                chance=random.random,
-            )
-            for name, each in config.sinks.items()
-        ]
-        ingest = Ingest(outbox, lambda: rules, Redactor.of(config.redact), metrics, waker(dispatchers))
-        parts = Parts(
-            version("tts-event-bridge"),
-            config.hash,
-            started,
-            time.time,
-            metrics,
-            outbox,
-            ingest,
-            sources,
-            dispatchers,
-        )
-        describe(parts)
-        access = Access(config.admin.token_value, tuple(config.admin.hosts))
-        await stack.enter_async_context(http(admin_app(parts, access), listening))
+        app = App(outbox, load)
+        url = url_of(listening)
+        Path(f"{config.outbox_path}.lock").write_text(url)
+        await stack.enter_async_context(http(admin_app(app.parts, lambda: app.access), listening))
         if scraping:
-            await stack.enter_async_context(http(metrics_app(parts), scraping))
-        host, port = listening.getsockname()[:2]
-        running = Running(host, port, parts)
-        Path(f"{config.outbox_path}.lock").write_text(running.url)
-        announce(running)
-        await _run(parts, stop, config.shutdown_timeout)
+            await stack.enter_async_context(http(metrics_app(app.parts), scraping))
+        await app.run(config, stop, lambda: announce(Running(url, app)))
 
 
-async def _run(parts: Parts, stop: anyio.Event, drain: float) -> None:
-    failure: list[StartError] = []
+class App:
+    """The parts of a running bridge. Only `start` and `reload` change what runs, one at a time."""
 
-    async def first_open() -> None:
-        error = await nothing_opens(parts.sources)
-        if error and not any(totals.waiting for totals in parts.outbox.sink_totals().values()):
-            failure.append(error)
-            stop.set()
-
-    async with anyio.create_task_group() as beside:
-        beside.start_soon(first_open)
-        beside.start_soon(tidy, parts.outbox, parts.now)
-        await flow(parts.sources, parts.ingest, parts.dispatchers, stop, drain=drain)
-        beside.cancel_scope.cancel()
-    if failure:
-        raise failure[0]
-
-
-async def nothing_opens(sources: Sequence[Source]) -> StartError | None:
-    """Why no source has opened at the start; None as soon as one has.
-
-    A refused key is known at once; a network that is not there yet gets FIRST_OPEN seconds.
-    """
-    began = anyio.current_time()
-    while sources:
-        states = {source.name: source.status() for source in sources}
-        if any(state.connected or state.finished for state in states.values()):
-            return None
-        failed = all(state.error for state in states.values())
-        refused = failed and not any(state.ready for state in states.values())
-        if refused or (failed and anyio.current_time() - began > FIRST_OPEN):
-            reasons = "; ".join(f"source {name}: {state.error}" for name, state in states.items())
-            return StartError(f"no source opens and nothing waits to be delivered: {reasons}")
-        await anyio.sleep(0.1)
-    return None
-
-
-def waker(dispatchers: Sequence[Dispatcher]) -> Callable[[frozenset[str]], None]:
-    by_name = {each.sink.name: each for each in dispatchers}
-
-    def wake(sinks: frozenset[str]) -> None:
-        for name in sinks:
-            by_name[name].wake()
-
-    return wake
-
-
-def describe(parts: Parts) -> None:
-    """The metrics that say what runs."""
-    metrics = parts.metrics
-    metrics.registry.register(
-        StoreCollector(
-            parts.outbox,
-            [source.name for source in parts.sources],
-            [each.sink.name for each in parts.dispatchers],
+    def __init__(self, outbox: Outbox, load: Load | None = None) -> None:
+        self.access = Access()
+        self.config = Config()
+        self.metrics = Metrics()
+        self.sources = Sources()
+        self.dispatchers = Dispatchers()
+        self._outbox = outbox
+        self._load = load
+        self._rules = RuleSet.of(())
+        self._changing = anyio.Lock()
+        redactor = Redactor.of(())
+        self.ingest = Ingest(outbox, lambda: self._rules, redactor, self.metrics, self.dispatchers.wake)
+        self.parts = Parts(
+            version=version("tts-event-bridge"),
+            started=time.time(),
+            now=time.time,
+            metrics=self.metrics,
+            outbox=outbox,
+            ingest=self.ingest,
+            sources=self.sources.running,
+            dispatchers=self.dispatchers.running,
+            config_hash=lambda: self.config.hash,
+            reload=self.reload,
         )
-    )
-    metrics.build_info.labels(parts.version).set(1)
-    metrics.config_hash.set(int(parts.config_hash[:12], 16))
-    metrics.reload_successful.set(1)
-    metrics.reload_time.set(parts.started)
+        names = (self.sources.running.keys, self.dispatchers.running.keys)
+        self.metrics.registry.register(StoreCollector(outbox, *names))
+        self.metrics.build_info.labels(self.parts.version).set(1)
 
+    async def run(self, config: Config, stop: anyio.Event, ready: Callable[[], None]) -> None:
+        """Run *config* until *stop* is set; *ready* is called once everything is up."""
+        failures: list[StartError] = []
 
-async def tidy(outbox: Outbox, now: Callable[[], float]) -> None:
-    while True:
-        await anyio.sleep(TIDY_EVERY)
+        async def start() -> None:
+            await self.sources.ready.wait()
+            await self.dispatchers.ready.wait()
+            try:
+                await self.apply(config)
+            except StartError as error:
+                failures.append(error)
+                stop.set()
+                return
+            ready()
+            failures.extend(await self._first_open())
+            if failures:
+                stop.set()
+
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(start)
+            beside.start_soon(self._tidy)
+            await flow([self.sources], self.ingest, [self.dispatchers], stop, drain=config.shutdown_timeout)
+            beside.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+
+    async def reload(self) -> None:
+        """Take the config as it is on disk now; raises ConfigError or StartError, and nothing has changed."""
+        if self._load is None:
+            raise StartError("this bridge has no config file to load again")
         try:
-            await outbox.tidy(now())
-        except OutboxError as error:
-            log.warning("store not tidied", error=str(error))
+            config = await anyio.to_thread.run_sync(self._load)
+            await self.apply(config)
+        except BridgeError as error:
+            self.metrics.reload_successful.set(0)
+            log.error("reload failed, the config that runs goes on", error=str(error))
+            raise
+        log.info("config loaded", rules=len(self._rules.rules), hash=config.hash[:12])
 
+    async def apply(self, new: Config) -> None:
+        """Make *new* what runs. What can fail comes first; the rules change between two batches."""
+        async with self._changing:
+            old, rules = self.config, new.rule_set
+            check_files(new)
+            self._tell_unchangeable(old, new)
+            names = [rule.name for rule in rules.rules]
+            self.metrics.prepare(sources=new.sources, sinks=new.sinks, rules=names)
+            added = [name for name in new.sinks if name not in self.dispatchers.running]
+            for name in added:
+                await self._start_sink(name, new.sinks[name])
+            self._rules = rules
+            self.ingest.redactor = Redactor.of(new.redact)
+            self.ingest.ordered = ordered(new)
+            self.access = Access(new.admin.token_value, new.admin.hosts)
+            self.config = new
+            await self._change_sinks(old, new)
+            await self._change_sources(old, new, rules.names())
+            self.metrics.config_hash.set(int(new.hash[:12] or "0", 16))
+            self.metrics.reload_successful.set(1)
+            self.metrics.reload_time.set(time.time())
 
-@contextmanager
-def listen(address: str) -> Iterator[socket.socket]:
-    """A listening socket on `host:port`; raises StartError that says what to change."""
-    host, _, port = address.rpartition(":")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise StartError(f"cannot listen on {address}: {error.strerror}") from None
-    with sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(where)
-            sock.listen(128)
-        except OSError as error:
-            advice = "another program listens there; set admin.listen to a free port"
-            if not isinstance(error, PermissionError) and "in use" not in str(error):
-                advice = "set admin.listen to an address of this machine"
-            raise StartError(f"cannot listen on {address}: {error.strerror}; {advice}") from None
-        yield sock
+    async def _change_sinks(self, old: Config, new: Config) -> None:
+        for name in list(self.dispatchers.running):
+            if name in new.sinks and old.sinks.get(name, new.sinks[name]) == new.sinks[name]:
+                continue
+            await self.dispatchers.retire(name, new.shutdown_timeout)
+            if name in new.sinks:
+                await self._start_sink(name, new.sinks[name])
 
+    async def _change_sources(self, old: Config, new: Config, names: list[str]) -> None:
+        """Sources whose config or pushed-down names are others; the new stream opens before the old ends."""
+        same_names = old.rule_set.names() == names
+        for name, source in new.sources.items():
+            if name in self.sources.running and old.sources.get(name) == source and same_names:
+                continue
+            await self.sources.replace(name, partial(self._open_source, name, source, names), CONNECT_WITHIN)
+        for name in set(self.sources.running) - set(new.sources):
+            await self.sources.stop(name)
 
-class _Server(uvicorn.Server):
-    """uvicorn, but signals are `run`'s business."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@asynccontextmanager
-async def http(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve *app* on *sock* while inside."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=int(SERVER_EXIT),
+    def _open_source(self, name: str, config: SourceConfig, names: list[str]):  # type: ignore[no-untyped-def]
+        return open_source(
+            name, config, metrics=self.metrics, outbox=self._outbox, names=names, now=time.time
         )
-    )
-    async with anyio.create_task_group() as serving:
-        serving.start_soon(server.serve, [sock])
-        try:
-            yield
-        finally:
-            server.should_exit = True
-            serving.cancel_scope.deadline = anyio.current_time() + SERVER_EXIT
+
+    async def _start_sink(self, name: str, config: SinkConfig) -> None:
+        await self.dispatchers.start(name, lambda: self._open_dispatcher(name, config))
+
+    @asynccontextmanager
+    async def _open_dispatcher(self, name: str, config: SinkConfig) -> AsyncIterator[Dispatcher]:
+        policy = RetryPolicy(config.retry.initial, config.retry.max, config.retry.give_up_after)
+        async with open_sink(name, config, now=time.time) as sink:
+            yield Dispatcher(sink, self._outbox, policy, self.metrics, now=time.time, chance=random.random)
+
+    def _tell_unchangeable(self, old: Config, new: Config) -> None:
+        if not old.hash:
+            return
+        keys = [key for key in AT_START if getattr(old, key) != getattr(new, key)]
+        keys += [
+            f"admin.{key}"
+            for key in ("listen", "metrics_listen")
+            if getattr(old.admin, key) != getattr(new.admin, key)
+        ]
+        if keys:
+            log.warning("these keys take effect at the next start", keys=keys)
+
+    async def _first_open(self) -> list[StartError]:
+        """Why no source has opened at the start, if there is nothing to deliver either.
+
+        A refused key is known at once; a network that is not there yet gets FIRST_OPEN seconds.
+        """
+        began = anyio.current_time()
+        while sources := self.sources.running.values():
+            states = {source.name: source.status() for source in sources}
+            if any(state.connected or state.finished for state in states.values()):
+                return []
+            failed = all(state.error for state in states.values())
+            refused = failed and not any(state.ready for state in states.values())
+            if refused or (failed and anyio.current_time() - began > FIRST_OPEN):
+                if any(totals.waiting for totals in self._outbox.sink_totals().values()):
+                    return []
+                reasons = "; ".join(f"source {name}: {state.error}" for name, state in states.items())
+                return [StartError(f"no source opens and nothing waits to be delivered: {reasons}")]
+            await anyio.sleep(0.1)
+        return []
+
+    async def _tidy(self) -> None:
+        while True:
+            await anyio.sleep(TIDY_EVERY)
+            try:
+                await self._outbox.tidy(time.time())
+            except OutboxError as error:
+                log.warning("store not tidied", error=str(error))
+
+
+def check_files(config: Config) -> None:
+    """Raise StartError for a certificate file that cannot be used, before anything is stopped for it."""
+    for each in (*config.sources.values(), *config.sinks.values()):
+        tls = getattr(each, "tls", None)
+        if tls is not None:
+            context(tls)
+
+
+def ordered(config: Config) -> frozenset[str]:
+    """The sinks that deliver one at a time per entity."""
+    return frozenset(name for name, sink in config.sinks.items() if getattr(sink, "order", "") == "entity")

@@ -54,7 +54,7 @@ def _address(value: object) -> object:
     return value
 
 
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, BeforeValidator(_address)]
 
 
 def _outbox(value: str) -> str:
@@ -126,8 +126,9 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
     admin: AdminConfig = AdminConfig()
     log: LogConfig = LogConfig()
 
-    _rules: tuple[Rule, ...] = PrivateAttr(default=())
+    _rules: RuleSet = PrivateAttr(default_factory=lambda: RuleSet.of(()))
     _hash: str = PrivateAttr(default="")
+    _files: tuple[Path, ...] = PrivateAttr(default=())
 
     @classmethod
     def settings_customise_sources(
@@ -137,12 +138,17 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
 
     @property
     def rule_set(self) -> RuleSet:
-        return RuleSet.of(self._rules)
+        return self._rules
 
     @property
     def hash(self) -> str:
         """Of the files and overrides it was made from: the same on every copy that runs the same config."""
         return self._hash
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything it was made from: itself, folders and files of rules, secrets."""
+        return self._files
 
     @property
     def outbox_path(self) -> Path:
@@ -181,7 +187,12 @@ def load(path: Path, environ: Mapping[str, str], *, no_secrets: bool = False) ->
     rules, texts = rules_of(document, path.parent, found)
     if found or config is None:
         raise ConfigError(found)
-    config._rules = tuple(rules)
+    config._rules = RuleSet.of(rules)
+    config._files = (
+        path,
+        *rule_places(document, path.parent),
+        *references.files(document.value, path.parent),
+    )
     config._hash = hashlib.sha256("\0".join([repr(document.value), *texts]).encode()).hexdigest()
     return config
 
@@ -238,6 +249,12 @@ def rule_files(document: yamltext.Document, folder: Path, found: list[Mistake]) 
             found.append(document.mistake(("rules", number), "no such file; correct the path"))
         yield from (path for path in paths if path not in seen)
         seen.update(paths)
+
+
+def rule_places(document: yamltext.Document, folder: Path) -> list[Path]:
+    """The rule files, and the folders in which a pattern may find more of them."""
+    files = list(rule_files(document, folder, []))
+    return sorted({*files, *(file.parent for file in files)})
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bridge.dispatch import Dispatcher
+from bridge.errors import BridgeError, ConfigError
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.outbox import DeadLetterFilter, Outbox, SinkTotals, SourceTotals
@@ -35,14 +36,15 @@ class Parts:
     """The running bridge, as far as it is shown; *now* is unix seconds, *started* the same of the start."""
 
     version: str
-    config_hash: str
     started: float
     now: Callable[[], float]
     metrics: Metrics
     outbox: Outbox
     ingest: Ingest
-    sources: Sequence[Source]
-    dispatchers: Sequence[Dispatcher]
+    sources: Mapping[str, Source]
+    dispatchers: Mapping[str, Dispatcher]
+    config_hash: Callable[[], str]
+    reload: Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,16 @@ class Access:
 class StoreCollector(Collector):
     """Promise 6 as metrics: the totals of the store, and nothing that could disagree with them."""
 
-    def __init__(self, outbox: Outbox, sources: Sequence[str], sinks: Sequence[str]) -> None:
+    def __init__(
+        self, outbox: Outbox, sources: Callable[[], Iterable[str]], sinks: Callable[[], Iterable[str]]
+    ) -> None:
         self._outbox = outbox
         self._sources = sources
         self._sinks = sinks
 
     def collect(self) -> Iterator[Metric]:
         stored = self._outbox.source_totals()
-        sources = {name: stored.get(name, SourceTotals()) for name in {*self._sources, *stored}}
+        sources = {name: stored.get(name, SourceTotals()) for name in {*self._sources(), *stored}}
         for name, help, field in (
             ("bridge_source_events_received", "Events read, repeats included.", "received"),
             ("bridge_events_duplicate", "Events whose unique_id had been seen.", "duplicate"),
@@ -78,7 +82,7 @@ class StoreCollector(Collector):
 
     def _sink_families(self) -> Iterator[Metric]:
         stored = self._outbox.sink_totals()
-        sinks = {name: stored.get(name, SinkTotals()) for name in sorted({*self._sinks, *stored})}
+        sinks = {name: stored.get(name, SinkTotals()) for name in sorted({*self._sinks(), *stored})}
         accepted = CounterMetricFamily("bridge_deliveries_accepted", "Deliveries stored.", labels=["sink"])
         outcomes = CounterMetricFamily(
             "bridge_deliveries", "What became of deliveries and attempts.", labels=["sink", "outcome"]
@@ -102,7 +106,7 @@ class StoreCollector(Collector):
 def ready(parts: Parts) -> list[str]:
     """Why bridge is not ready; empty if it is. A dead sink is no reason: a restart would not help."""
     reasons = [] if parts.ingest.storing else ["the store does not take events"]
-    for source in parts.sources:
+    for source in parts.sources.values():
         status = source.status()
         if not (status.connected or status.ready):
             reasons.append(f"source {source.name}: {status.error or 'not connected yet'}")
@@ -113,18 +117,18 @@ async def status(parts: Parts) -> dict[str, Any]:
     """The body of `/api/status`."""
     now = parts.now()
     source_totals, sink_totals = parts.outbox.source_totals(), parts.outbox.sink_totals()
-    paused = {each.sink.name: each.pause for each in parts.dispatchers}
+    paused = {name: each.pause for name, each in parts.dispatchers.items()}
     names = sorted({*paused, *sink_totals})
     return {
         "version": parts.version,
-        "config_hash": parts.config_hash,
+        "config_hash": parts.config_hash(),
         "uptime_seconds": round(now - parts.started, 3),
         "ready": not ready(parts),
         "not_ready": ready(parts),
         "outbox": {"bytes": await parts.outbox.bytes_used()},
         "sources": {
             source.name: asdict(source.status()) | asdict(source_totals.get(source.name, SourceTotals()))
-            for source in parts.sources
+            for source in parts.sources.values()
         },
         "sinks": {
             name: asdict(sink_totals.get(name, SinkTotals()))
@@ -154,20 +158,30 @@ def routes(parts: Parts) -> list[Route]:
 
     async def metrics(_: Request) -> Response:
         now = parts.now()
-        for each in parts.dispatchers:
-            age = _age(await parts.outbox.oldest(each.sink.name), now)
-            parts.metrics.outbox_oldest_age.labels(each.sink.name).set(age or 0.0)
+        for name in parts.dispatchers:
+            age = _age(await parts.outbox.oldest(name), now)
+            parts.metrics.outbox_oldest_age.labels(name).set(age or 0.0)
         parts.metrics.store_bytes.set(await parts.outbox.bytes_used())
         return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def api_status(_: Request) -> Response:
         return JSONResponse(await status(parts))
 
+    async def reload(_: Request) -> Response:
+        try:
+            await parts.reload()
+        except ConfigError as error:
+            return JSONResponse({"mistakes": [str(each) for each in error.mistakes]}, 400)
+        except BridgeError as error:
+            return JSONResponse({"mistakes": [str(error)]}, 503)
+        return JSONResponse({"config_hash": parts.config_hash()})
+
     return [
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", metrics),
         Route("/api/status", api_status),
+        Route("/-/reload", reload, methods=["POST"]),
         *dead_letter_routes(parts),
     ]
 
@@ -182,7 +196,7 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
     async def retry(request: Request) -> Response:
         wanted = DeadLetterFilter(ids=[request.path_params["id"]])
         count = await parts.outbox.retry_dead_letters(wanted, parts.now())
-        for each in parts.dispatchers:
+        for each in parts.dispatchers.values():
             each.wake()
         return _changed(count)
 
@@ -198,7 +212,7 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
         if request.url.path.endswith("/drop"):
             return JSONResponse({"changed": await parts.outbox.drop_dead_letters(wanted, parts.now())})
         count = await parts.outbox.retry_dead_letters(wanted, parts.now())
-        for each in parts.dispatchers:
+        for each in parts.dispatchers.values():
             each.wake()
         return JSONResponse({"changed": count})
 
@@ -220,7 +234,7 @@ def _changed(count: int) -> Response:
 class Guarded:
     """Lets through what DESIGN.md §2.7 allows: known Host names, the token, reads without one."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Callable[[], Access]) -> None:
         self._app = app
         self._access = access
 
@@ -229,7 +243,7 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = refusal(scope["method"], scope["path"], headers, self._access)
+        refused = refusal(scope["method"], scope["path"], headers, self._access())
         if refused is None:
             await self._app(scope, receive, send)
         else:
@@ -264,7 +278,7 @@ def known_host(host: str, hosts: Sequence[str]) -> bool:
         return False
 
 
-def admin_app(parts: Parts, access: Access) -> ASGIApp:
+def admin_app(parts: Parts, access: Callable[[], Access]) -> ASGIApp:
     return Guarded(Starlette(routes=routes(parts)), access)
 
 

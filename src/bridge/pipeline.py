@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import anyio
+from anyio.streams.memory import MemoryObjectSendStream
 
-from bridge.dispatch import Dispatcher
 from bridge.ingest import Ingest
-from bridge.sources import Reading, Source
+from bridge.sources import Reading
 
 BUFFER = 16_384  # readings between sockets and disk: 25 MB of usual events, half a minute of a busy tenant
 
 
+class Reads(Protocol):
+    """A source, or several."""
+
+    async def run(self, into: MemoryObjectSendStream[Reading]) -> None: ...
+
+
+class Delivers(Protocol):
+    """A dispatcher, or several."""
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None:
+        """Begin nothing new; `run` ends when what is in flight has ended."""
+        ...
+
+
 async def flow(
-    sources: Sequence[Source],
+    sources: Sequence[Reads],
     ingest: Ingest,
-    dispatchers: Sequence[Dispatcher],
+    dispatchers: Sequence[Delivers],
     stop: anyio.Event,
     *,
     drain: float,

@@ -46,6 +46,15 @@ def resolved(document: Document, resolve: Resolve) -> Any:
     return value
 
 
+def files(value: Any, folder: FilePath) -> list[FilePath]:
+    """The files that references anywhere in *value* name."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [path for each in inner for path in files(each, folder)]
+    found = REFERENCE.match(value) if isinstance(value, str) else None
+    return [folder / found[2]] if found and found[1] == "file" else []
+
+
 def from_environment(environ: Mapping[str, str], folder: FilePath) -> Resolve:
     """Reads variables from *environ*, and files relative to *folder* without their last line end."""
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,18 @@ class Bridge:
             return (await client.get(f"{self.url}/metrics")).text
 
 
-def start(folder: Path, *, log: str = "bridge.log", env: Mapping[str, str] | None = None) -> Bridge:
+def start(
+    folder: Path,
+    *,
+    log: str = "bridge.log",
+    env: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+) -> Bridge:
     """`bridge run` on *folder*/bridge.yaml; `announced` waits until it is up."""
     path = folder / log
     with path.open("ab") as stream:
         process = subprocess.Popen(
-            [*COMMAND, "run", "-c", str(folder / "bridge.yaml")],
+            [*COMMAND, "run", "-c", str(folder / "bridge.yaml"), *arguments],
             cwd=folder,
             env=environment(**(env or {})),
             stdin=subprocess.DEVNULL,

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated
 
 import anyio
 import structlog
+import typer
 
 from bridge import logs
 from bridge.app import Running, serve
 from bridge.commands.terminal import ConfigOption, loaded, run_async
 from bridge.config import Config
+from bridge.errors import BridgeError
+from bridge.watch import watch
 
 log = structlog.get_logger()
 
 
-def run(config: ConfigOption = None) -> None:
-    """Run until SIGTERM or Ctrl-C; what is in flight may finish for shutdown_timeout."""
-    found = loaded(config)
-    logs.configure(found.log.level, found.log.format)
-    run_async(until_signal, found)
+def run(
+    config: ConfigOption = None,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Load the config again whenever its files change.")
+    ] = False,
+) -> None:
+    """Run until SIGTERM or Ctrl-C; what is in flight may finish for shutdown_timeout. SIGHUP reloads."""
+    run_async(until_signal, lambda: loaded(config), watching)
 
 
-async def until_signal(config: Config) -> None:
-    """Run *config* until SIGTERM or SIGINT; a second one does not wait for what is in flight."""
+async def until_signal(load: Callable[[], Config], watching: bool = False) -> None:
+    """Run until SIGTERM or SIGINT; a second one does not wait for what is in flight."""
+    config = load()
+    logs.configure(config.log.level, config.log.format)
     stop = anyio.Event()
+    running: list[Running] = []
+
+    def announce(found: Running) -> None:
+        running.append(found)
+        tell(found)
+        if watching:
+            tasks.start_soon(watch, lambda: found.app.config.files, lambda: reloaded(found))
 
     async with anyio.create_task_group() as tasks:
 
@@ -32,7 +50,8 @@ async def until_signal(config: Config) -> None:
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
                 async for signum in received:
                     if signum == signal.SIGHUP:
-                        log.warning("reload is not available in this version; restart instead")
+                        for each in running:
+                            tasks.start_soon(reloaded, each)
                     elif stop.is_set():
                         tasks.cancel_scope.cancel()
                     else:
@@ -40,15 +59,21 @@ async def until_signal(config: Config) -> None:
                         stop.set()
 
         tasks.start_soon(signals)
-        await serve(config, stop, announce)
+        await serve(config, stop, announce, load=load)
         tasks.cancel_scope.cancel()
 
 
-def announce(running: Running) -> None:
+async def reloaded(running: Running) -> None:
+    """What came of it is logged, and stands in the metrics."""
+    with suppress(BridgeError):
+        await running.app.reload()
+
+
+def tell(running: Running) -> None:
     log.info(
         "bridge runs",
-        version=running.parts.version,
-        sources=len(running.parts.sources),
-        sinks=len(running.parts.dispatchers),
+        version=running.app.parts.version,
+        sources=len(running.app.sources.running),
+        sinks=len(running.app.dispatchers.running),
         admin=running.url,
     )
