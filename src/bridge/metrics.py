@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from bridge.delivery import REASONS
 
 RECONNECT_REASONS = ("ended", "transient", "rate_limited", "refused", "rejected", "recycle")
+GAP_CAUSES = ("trimmed", "no_store")
 LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400),
@@ -61,6 +62,35 @@ class Metrics:
             "bridge_source_sparse_events_total",
             "Replayed events whose body the server no longer had.",
             source,
+        )
+        self.source_refused = gauge(
+            "bridge_source_refused", "1 while the key is refused or has lost rights that rules need.", source
+        )
+        self.source_gaps = counter(
+            "bridge_source_gaps_total",
+            "Breaks after which events are missing for certain or most likely.",
+            ("source", "cause"),
+        )
+        self.source_unproven = gauge(
+            "bridge_source_unproven",
+            "Entities whose history could not prove that nothing was lost in the last break.",
+            source,
+        )
+        self.source_recovered = counter(
+            "bridge_source_recovered_events_total",
+            "Events that only the server's history brought.",
+            source,
+        )
+        self.source_reread_ratio = gauge(
+            "bridge_source_reread_ratio",
+            "Share of the entities whose history is read again before it can be trimmed.",
+            source,
+        )
+        self.source_excluded = gauge(
+            "bridge_source_excluded", "Entities the server refuses a stream for.", source
+        )
+        self.source_names_refused = counter(
+            "bridge_source_names_refused_total", "Event names the server does not know.", source
         )
         self.rule_matches = counter(
             "bridge_rule_matches_total", "Events the rule matched, repeats aside.", rule
@@ -115,8 +145,16 @@ class Metrics:
                 self.source_blocked,
                 self.source_frame_errors,
                 self.source_sparse,
+                self.source_refused,
+                self.source_unproven,
+                self.source_recovered,
+                self.source_reread_ratio,
+                self.source_excluded,
+                self.source_names_refused,
             ):
                 metric.labels(name)
+            for cause in GAP_CAUSES:
+                self.source_gaps.labels(name, cause)
             for cause in RECONNECT_REASONS:
                 self.source_reconnects.labels(name, cause)
         for name in sinks:

@@ -25,6 +25,8 @@ class Arrival:
     received: float
     """Unix seconds, local clock."""
     cursors: Mapping[str, int] = field(default_factory=dict)
+    sparse: bool = False
+    """Its payload had expired on the server: no `data`, `origin` or `correlation_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +77,9 @@ class SourceStatus:
     """What the server said in `X-Warning`."""
     finished: bool = False
     """A replay whose file has ended."""
+    entities: int = 0
+    """How many it follows."""
+    excluded: tuple[tuple[str, str], ...] = ()
+    """Which it cannot follow and why, the first hundred: `application plant-b`, an error."""
+    names_refused: tuple[str, ...] = ()
+    """Event names the server does not know; rules match them all the same."""

@@ -1,66 +1,65 @@
-"""Staying on the event stream of The Things Stack: opening, reconnecting, recycling, cursors (DESIGN.md §3).
+"""One source on the event streams of The Things Stack: who is followed, by which streams, and what becomes of
+those the server refuses (DESIGN.md §3).
 
-The server drops events for a reader that falls behind, and does not say so (`Channel.Notify`,
-pkg/events/handler.go in v3.32). So nothing here waits for rules, disk or sinks: an event is handed over and
-the next one read. Silence is no error, for the server sends no heartbeat: the answer to it is recycling, the
-new stream before the old one ends.
+The parts: `live` keeps streams open, `heal` reads history beside them, `discovery` lists who there is,
+`keycheck` asks about the key. Here they are put together, and entities come and go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from bridge.decode import Malformed, StreamStart, is_sparse
 from bridge.errors import SourceError
-from bridge.event import Event
+from bridge.event import Entity, Event
 from bridge.fields import seconds
 from bridge.metrics import Metrics
-from bridge.sources import Arrival, Reading, SourceStatus, Started
-from bridge.sources.http import NAME_ERRORS, Upstream
+from bridge.sources import Reading, SourceStatus
+from bridge.sources.api import Api
+from bridge.sources.discovery import Change, change, described, discover
+from bridge.sources.feed import Feed
+from bridge.sources.followed import UNREAD, Followed
+from bridge.sources.heal import Heal
+from bridge.sources.keycheck import KeyCheck
+from bridge.sources.live import SLOW_RETRY, Group, Living
 from bridge.sources.models import TtsSourceConfig
-from bridge.sources.plan import after, carriers, key
+from bridge.sources.names import Asked, asked
+from bridge.sources.plan import LIVE, culprits, group_size, grouped, is_about_entities, key, owner
+from bridge.sources.stream import Opened, Streams
+from bridge.sources.upstream import Upstream
 
 log = structlog.get_logger()
 
-SLOW_RETRY = 120.0  # seconds; the server remembers a refusal for 2 min (pkg/component/rights.go in v3.32)
-STEADY = 30.0  # seconds a stream has to live for the waits to begin anew
-OPENING = 30.0  # seconds in which the server has to send the start event
-SECOND = 1_000_000_000  # ns
+SLOWEST_RETRY = 3600.0  # seconds between tries of an entity that stays refused
+SETTLE = 2.0  # seconds in which creations are gathered before a stream is opened for them
+YOUNG = 60_000_000_000  # ns before its creation was noticed at which nobody can have sent events
+SPARE_GROUPS = 8  # streams more than needed, before entities are put together anew
+NAMED = 100  # excluded entities `/api/status` names
 
 
 @dataclass(slots=True)
-class Opened:
-    """One stream and how far it is; times are `anyio.current_time()` unless they say ns."""
+class Excluded:
+    """An entity the server refuses a stream for; *retry_at* is `anyio.current_time()`."""
 
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    started: anyio.Event = field(default_factory=anyio.Event)
-    ended: anyio.Event = field(default_factory=anyio.Event)
-    error: SourceError | None = None
-    warnings: tuple[str, ...] = ()
-    start_ns: int = 0
-    """The server's clock when the stream opened."""
-    start: float = 0.0
-    last_old: float = 0.0
-    """When the last event older than the start came."""
-    skip_before: int = 0
-    """ns; replayed events before it are not wanted."""
-
-    def clock_ns(self, now: float) -> int:
-        """The server's clock."""
-        return self.start_ns + int((now - self.start) * SECOND)
+    followed: Followed
+    error: SourceError
+    wait: float
+    retry_at: float
 
 
 class TtsSource:
-    """Follows a fixed list of identifiers.
+    """Follows the identifiers of *config*.
 
-    *cursors* reads what is stored; *wait* gives the seconds before reconnecting for the nth time in a row,
-    from 1; *now* is unix seconds.
+    *cursors* and *recent_ids* read what is stored; *wait* gives the seconds before reconnecting for the nth
+    time in a row, from 1; *now* is unix seconds; *names* what rules need, empty for everything. *propagates*
+    says of each name of the catalogue whether applications carry it, *needed* which rights the rules need.
     """
 
     def __init__(
@@ -68,233 +67,345 @@ class TtsSource:
         name: str,
         config: TtsSourceConfig,
         upstream: Upstream,
+        api: Api,
         metrics: Metrics,
         *,
         cursors: Callable[[], Awaitable[dict[str, int]]],
+        recent_ids: Callable[[str], Awaitable[tuple[str, ...]]],
         wait: Callable[[int], float],
         now: Callable[[], float],
+        rng: random.Random,
         names: Sequence[str] = (),
+        propagates: Mapping[str, bool] | None = None,
+        needed: Iterable[str] | None = None,
     ) -> None:
         self.name = name
         self._config = config
-        self._entities = config.entities
-        self._upstream = upstream
+        self._scope = config.scope
+        self._api = api
         self._metrics = metrics
         self._stored_cursors = cursors
-        self._wait = wait
-        self._now = now
-        self._names = list(names)
+        self._known_names = propagates or {}
+        self._feed = Feed(name, metrics, now, rng)
+        self._streams = Streams(
+            upstream,
+            self._feed,
+            asked=self._asked(names),
+            overlap=config.overlap,
+            keep=config.recycle + 2 * config.overlap,
+            propagates=self._known_names,
+            busy=lambda each: self._heal.stir(each),  # noqa: PLW0108  # made below
+            heard=self._heard,
+        )
+        self._heal = Heal(
+            self._streams,
+            self._feed,
+            recycle=config.recycle,
+            overlap=config.overlap,
+            recent_ids=recent_ids,
+            wait=wait,
+            exclude=self._exclude_known,
+        )
+        self._key = KeyCheck(api, self._feed, None if needed is None else frozenset(needed))
+        self._living = Living(
+            self._streams,
+            self._heal,
+            self._feed,
+            recycle=config.recycle,
+            overlap=config.overlap,
+            back=back(config.start),
+            redundancy=config.redundancy,
+            wait=wait,
+            chance=rng.random,
+            server_clock=self._server_clock,
+            exclude=self._exclude,
+            opened=self._opened,
+        )
         self._cursors: dict[str, int] = {}
-        self._streams: set[int] = set()
-        self._error = ""
-        self._refused = ""
-        self._backing_off = False
-        self._retry_at: float | None = None
+        self._followed: dict[Entity, Followed] = {}
+        self._groups: dict[Group, None] = {}
+        self._apart: Group | None = None
+        self._excluded: dict[Entity, Excluded] = {}
+        self._waits: dict[Entity, float] = {}
+        self._unlisted: tuple[str, ...] = ()
+        self._is_listed = not self._scope.is_open
         self._warnings: tuple[str, ...] = ()
-        self._garbled = False
+        self._created: set[Entity] = set()
+        self._relist = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    def _asked(self, names: Sequence[str]) -> Asked:
+        return asked(names, frozenset(self._known_names), self._scope.names())
+
+    # What it looks like from outside
 
     def status(self) -> SourceStatus:
-        connected = bool(self._streams)
-        wait = None if self._retry_at is None else max(0.0, self._retry_at - anyio.current_time())
+        open_streams = len(self._streams.open_streams)
+        connected = bool(open_streams)
+        errors = [group.error for group in self._groups if group.error is not None]
+        refusals = [str(group.error) for group in self._groups if group.is_refused]
+        if not self._groups:
+            refusals += [str(each.error) for each in self._excluded.values()]
+        refused = self._key.problem or next(iter(refusals), "")
+        error = str(errors[0]) if errors else "; ".join(self._unlisted) if not connected else ""
+        waits = [group.retry_at for group in self._groups if group.retry_at is not None]
+        waits += [each.retry_at for each in self._excluded.values()]
+        idle = self._is_listed and not self._groups and not self._excluded
         return SourceStatus(
             connected=connected,
-            ready=not self._refused and (connected or self._backing_off),
-            error=self._refused or self._error,
-            streams=len(self._streams),
-            retry_in=wait,
-            warnings=self._warnings,
+            ready=not refused and (connected or idle or bool(errors) or bool(self._unlisted)),
+            error=refused or error,
+            streams=open_streams,
+            retry_in=max(0.0, min(waits) - anyio.current_time()) if waits and not connected else None,
+            warnings=(*self._warnings, *self._unlisted),
+            entities=len(self._followed),
+            excluded=tuple((str(e), str(x.error)) for e, x in list(self._excluded.items())[:NAMED]),
+            names_refused=self._streams.asked.refused,
         )
 
+    # Running
+
     async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
+        self._feed.into = into
         self._cursors = await self._stored_cursors()
-        failures = 0
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._heal.run)
+            tasks.start_soon(self._readmit)
+            tasks.start_soon(self._check_key)
+            await self._add(self._scope.named)
+            if self._scope.is_open:
+                tasks.start_soon(self._discover)
+
+    async def _server_clock(self) -> int | None:
+        clock = await self._key.ask()
+        if clock is not None:
+            self._streams.set_clock(clock)
+        return clock
+
+    async def _check_key(self) -> None:
+        """Within one `recycle`, whatever the streams do."""
+        await self._key.check(self._followed)
         while True:
-            began = anyio.current_time()
-            error = await self._session(into)
-            failures = 1 if anyio.current_time() - began > STEADY else failures + 1
-            await self._sit_out(error, failures)
+            await anyio.sleep(self._config.recycle * 0.9)
+            await self._key.check(list(self._followed))
 
-    async def _sit_out(self, error: SourceError, failures: int) -> None:
-        """Say why there is no stream, and wait as long as that asks for."""
-        wait = self._pause(error, failures)
-        self._metrics.source_reconnects.labels(self.name, error.kind).inc()
-        if str(error) != self._error:
-            log.warning("stream lost", source=self.name, error=str(error), retry_in=round(wait, 1))
-        self._error = str(error)
-        self._backing_off = error.kind not in ("refused", "rejected")
-        self._refused = "" if self._backing_off else str(error)
-        self._retry_at = anyio.current_time() + wait
-        await anyio.sleep(wait)
-        self._retry_at = None
+    # Who is followed
 
-    def _pause(self, error: SourceError, failures: int) -> float:
-        jittered = self._wait(failures)
-        if error.kind == "rate_limited":
-            return (error.retry_after or 0.0) + jittered
-        if error.kind in ("refused", "rejected"):
-            return SLOW_RETRY
-        return jittered
+    async def _add(self, entities: Iterable[Entity], since: int | None = None) -> None:
+        """Follow those of *entities* that are not followed yet, by streams of their own.
 
-    async def _session(self, into: MemoryObjectSendStream[Reading]) -> SourceError:
-        """Follow until there is no stream left; returns why."""
-        async with anyio.create_task_group() as streams:
-            current = await self._open(streams, into, await self._resume())
-            while current.error is None:
-                with anyio.move_on_after(self._config.recycle):
-                    await current.ended.wait()
-                if not current.ended.is_set():
-                    current = await self._recycle(streams, into, current)
-            streams.cancel_scope.cancel()
-        return current.error  # type: ignore[return-value]  # the loop above ends when it is set
+        *since* (ns of server time) is where those begin that cannot have existed before.
+        """
+        new = [
+            Followed.of(each, self._cursors.get(key(each)))
+            for each in dict.fromkeys(entities)
+            if each not in self._followed
+        ]
+        if since is not None:
+            young = [each for each in new if each.cursor_ns is None]
+            for each in young:
+                each.cursor_ns = each.known_ns = since
+                each.hold = UNREAD
+            await self._feed.started({each.key: since for each in young})
+        for each in new:
+            self._followed[each.entity] = each
+            self._heal.follow(each)
+        await self._open_groups(new)
 
-    async def _recycle(
-        self, streams: TaskGroup, into: MemoryObjectSendStream[Reading], current: Opened
-    ) -> Opened:
-        """The new stream before the old one ends, from where that one began: heals what was dropped since."""
-        check = await self._upstream.check()
-        if check.refused and not self._refused:
-            log.error("key refused, although the stream flows", source=self.name, error=check.refused)
-        self._refused = check.refused
-        overlap = int(self._config.overlap * SECOND)
-        fresh = await self._open(streams, into, max(0, current.start_ns - overlap))
-        if fresh.error:
-            log.warning("stream not renewed, the old one goes on", source=self.name, error=str(fresh.error))
-            return current
-        self._metrics.source_reconnects.labels(self.name, "recycle").inc()
-        current.scope.cancel()
-        return fresh
+    async def _open_groups(self, found: Sequence[Followed]) -> list[Group]:
+        """Streams for *found*: the first alone, since it tells the rate budget that cuts the others."""
+        made: list[Group] = []
+        rest = [each.entity for each in found]
+        if len(rest) > LIVE and self._streams.pace.limit is None:
+            first, *others = grouped(rest, LIVE)
+            made.append(self._start(first))
+            await made[0].tried.wait()
+            rest = [each for group in others for each in group]
+        size = group_size(len(rest), self._streams.pace.limit, self._config.recycle)
+        made += [self._start(each) for each in grouped(rest, size)]
+        return made
 
-    async def _resume(self) -> int | None:
-        """Where to begin, ns of server time; None when the server's clock is not known."""
-        overlap = int(self._config.overlap * SECOND)
-        missing = [each for each in self._entities if key(each) not in self._cursors]
-        resumed = after([self._cursors.get(key(each)) for each in self._entities], overlap)
-        if not missing or self._config.start == "oldest":
-            return resumed
-        clock = (await self._upstream.check()).server_ns
-        if clock is None:
-            return resumed
-        back = SECOND if self._config.start == "now" else int(seconds(self._config.start) * SECOND)
-        return min(clock - back, clock if resumed is None else resumed)
+    def _start(self, entities: Iterable[Entity]) -> Group:
+        group = Group(self._living, [self._followed[each] for each in entities if each in self._followed])
+        self._groups[group] = None
+        self._spawn(group)
+        return group
 
-    async def _open(
-        self, streams: TaskGroup, into: MemoryObjectSendStream[Reading], start: int | None
-    ) -> Opened:
-        """A stream that has sent its start event, or one with an error; unknown names are left out."""
-        while True:
-            opened = Opened()
-            streams.start_soon(self._read, opened, into, start)
-            with anyio.move_on_after(OPENING):
-                await opened.started.wait()
-            if not opened.started.is_set():
-                opened.scope.cancel()
-                opened.error = SourceError(f"the server sent no start event in {OPENING:g} s")
-            if not (opened.error and self._drop_name(opened.error)):
-                return opened
+    def _spawn(self, group: Group) -> None:
+        async def run() -> None:
+            await group.run()
+            group.tried.set()
+            self._groups.pop(group, None)
 
-    def _drop_name(self, error: SourceError) -> bool:
-        """Leave out a name this server does not know; rules still match it, should it come."""
-        if error.name not in NAME_ERRORS or not self._names:
+        if self._tasks is not None:
+            self._tasks.start_soon(run)
+
+    def _forget(self, entity: Entity) -> None:
+        """*entity* is no longer followed; its streams leave it out when they are renewed."""
+        found = self._followed.pop(entity, None)
+        self._excluded.pop(entity, None)
+        self._waits.pop(entity, None)
+        if found is not None:
+            self._heal.forget(found)
+        self._take_out([entity])
+        self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
+
+    def _take_out(self, entities: Iterable[Entity]) -> None:
+        gone = set(entities)
+        for group in [*self._groups, *([self._apart] if self._apart else [])]:
+            for each in gone.intersection(group.entities):
+                del group.entities[each]
+            if not group.entities:
+                group.end()
+                self._groups.pop(group, None)
+
+    async def _regroup(self) -> None:
+        """All streams anew, evenly filled; the old ones end when the new ones are there."""
+        old = list(self._groups)
+        for group in await self._open_groups(
+            [each for each in self._followed.values() if each.entity not in self._excluded]
+        ):
+            await group.tried.wait()
+        for group in old:
+            group.end()
+            self._groups.pop(group, None)
+
+    # What the server refuses
+
+    def _exclude(self, requested: Sequence[Entity], error: SourceError) -> bool:
+        """Does *error* concern some of *requested*? Then they are left out for a while, or, if it does not
+        say whom it means, their stream is cut in two."""
+        if self._exclude_known(requested, error):
+            return True
+        if not is_about_entities(error):
             return False
-        said = {str(value) for value in error.attributes.values()}
-        kept = [name for name in self._names if name not in said and name.strip("/") not in said]
-        log.warning("event name unknown to the server, not asked for", source=self.name, names=sorted(said))
-        self._names = kept if len(kept) < len(self._names) else []
+        if len(requested) > 1:
+            half = len(requested) // 2
+            ordered = sorted(requested)
+            self._take_out(requested)
+            self._start(ordered[:half])
+            self._start(ordered[half:])
+        else:
+            self._leave_out(requested, error)
         return True
 
-    async def _read(self, opened: Opened, into: MemoryObjectSendStream[Reading], start: int | None) -> None:
-        """Read one stream to its end, and leave the reason in *opened*."""
-        try:
-            with opened.scope:
-                async with self._upstream.open(self._entities, start, self._names) as stream:
-                    opened.warnings = stream.warnings
-                    async for frame in stream.frames():
-                        if isinstance(frame, Event):
-                            await self._hand_over(opened, frame, into)
-                        elif isinstance(frame, StreamStart):
-                            await self._begin(opened, frame, into, start)
-                        elif isinstance(frame, Malformed):
-                            self._count_malformed(frame)
-            opened.error = SourceError("the server closed the stream", kind="ended")
-        except SourceError as error:
-            opened.error = error
-        finally:
-            self._streams.discard(id(opened))
-            self._metrics.source_connected.labels(self.name).set(bool(self._streams))
-            opened.started.set()
-            opened.ended.set()
+    def _exclude_known(self, requested: Sequence[Entity], error: SourceError) -> bool:
+        """The same where the error names whom it means: everything of that owner is left out at once."""
+        if not is_about_entities(error):
+            return False
+        guilty = culprits(error, requested)
+        owners = {owner(each) for each in guilty}
+        if error.name != "validation":
+            guilty = tuple(each for each in self._followed if owner(each) in owners)
+        self._leave_out(guilty, error)
+        return bool(guilty)
 
-    async def _begin(
-        self,
-        opened: Opened,
-        frame: StreamStart,
-        into: MemoryObjectSendStream[Reading],
-        start: int | None,
-    ) -> None:
-        """The start event: the server's clock, and where cursors of new identifiers begin."""
-        opened.start_ns = frame.time_ns or int(self._now() * SECOND)
-        opened.start = opened.last_old = anyio.current_time()
-        if start is None and self._config.start == "now":
-            opened.skip_before = opened.start_ns - SECOND
-        if self._error:
-            log.info("stream open again", source=self.name)
-        self._error, self._backing_off = "", False
+    def _leave_out(self, entities: Iterable[Entity], error: SourceError) -> None:
+        now = anyio.current_time()
+        found = [self._followed[each] for each in entities if each in self._followed]
+        for each in found:
+            wait = self._waits.get(each.entity, SLOW_RETRY)
+            self._waits[each.entity] = min(SLOWEST_RETRY, wait * 2)
+            self._excluded[each.entity] = Excluded(each, error, wait, now + wait)
+            self._heal.lost([each])
+            self._heal.forget(each)
+        self._take_out(each.entity for each in found)
+        if found:
+            self._metrics.source_reconnects.labels(self.name, error.kind).inc()
+            log.warning(
+                "the server refuses to stream some entities, the others go on",
+                source=self.name,
+                entities=[str(each.entity) for each in found[:10]],
+                count=len(found),
+                error=str(error),
+            )
+        self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
+
+    async def _readmit(self) -> None:
+        """Try those again that were left out, each slowly, on streams of their own."""
+        while True:
+            now = anyio.current_time()
+            due = [each.followed for each in self._excluded.values() if each.retry_at <= now]
+            for each in due:
+                del self._excluded[each.entity]
+                self._heal.follow(each)
+            self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
+            await self._open_groups(due)
+            soonest = min((each.retry_at for each in self._excluded.values()), default=math.inf)
+            await anyio.sleep(min(10.0, max(0.5, soonest - anyio.current_time())))
+
+    def _opened(self, opened: Opened) -> None:
+        for each in opened.wanted.entities:
+            self._waits.pop(each, None)
         if opened.warnings and opened.warnings != self._warnings:
             log.warning("the server warns", source=self.name, warnings=list(opened.warnings))
         self._warnings = opened.warnings
-        self._streams.add(id(opened))
-        self._metrics.source_connected.labels(self.name).set(1)
-        opened.started.set()
-        first = self._first_cursor(opened)
-        new = {key(each): first for each in self._entities if key(each) not in self._cursors}
-        if new:
-            self._cursors |= new
-            await self._send(into, Started(self.name, new))
+        if self._streams.asked.apart and self._apart is None:
+            self._follow_apart()
 
-    def _first_cursor(self, opened: Opened) -> int:
-        if self._config.start == "oldest":
-            return 0
-        back = 0.0 if self._config.start == "now" else seconds(self._config.start)
-        return max(0, opened.start_ns - int(back * SECOND))
+    def _follow_apart(self) -> None:
+        """Managed gateways, where the server does not take the expression that means everything."""
+        gateways = [each for each in self._followed.values() if each.entity.kind == "gateway"]
+        if gateways:
+            self._apart = Group(self._living, gateways, apart=True)
+            self._spawn(self._apart)
 
-    async def _hand_over(self, opened: Opened, event: Event, into: MemoryObjectSendStream[Reading]) -> None:
-        now = anyio.current_time()
-        clock = opened.clock_ns(now)
-        old = event.time_ns < opened.start_ns
-        if event.time_ns < opened.skip_before:
-            return
-        if old:
-            opened.last_old = now
-            if is_sparse(event):
-                self._metrics.source_sparse.labels(self.name).inc()
-        else:
-            self._metrics.source_lag.labels(self.name).set(max(0, clock - event.time_ns) / SECOND)
-        received = self._now()
-        self._metrics.source_last_event.labels(self.name).set(received)
-        cursors: dict[str, int] = {}
-        if now - opened.last_old >= self._config.overlap:
-            cursors = self._move(event, clock)
-        await self._send(into, Arrival(self.name, event, received, cursors))
+    # Discovery
 
-    def _move(self, event: Event, clock: int) -> dict[str, int]:
-        """Where the cursors of the identifiers that brought *event* move: never past the server's clock."""
-        at = min(event.time_ns, clock)
-        moved = {key(each): at for each in carriers(event, self._entities)}
-        for name in moved:
-            self._cursors[name] = max(at, self._cursors.get(name, 0))
-        return moved
+    async def _discover(self) -> None:
+        """List, and list again every *recycle* or when an event says that lists have changed."""
+        failures, listed = 0, None
+        while True:
+            self._relist = anyio.Event()
+            before, now = listed, self._streams.clock_ns()
+            found = await discover(self._api, self._scope)
+            told = tuple(described(found.failed))
+            if told and told != self._unlisted:
+                log.warning("lists not complete, what was known of them stays", source=self.name, lists=told)
+            self._unlisted = told
+            self._is_listed = self._is_listed or not found.failed
+            for each in [each for each in self._followed if each not in found.entities]:
+                if not found.keeps(each):
+                    self._forget(each)
+            await self._add(found.entities, before and before - YOUNG)
+            listed = now if not found.failed else listed
+            if len(self._groups) > len(self._followed) // LIVE + SPARE_GROUPS and not found.failed:
+                await self._regroup()
+            failures = failures + 1 if found.failed else 0
+            pause = self._living.wait(failures) if failures else self._config.recycle
+            with anyio.move_on_after(min(pause, self._config.recycle)):
+                await self._relist.wait()
+                await anyio.sleep(SETTLE)
 
-    async def _send(self, into: MemoryObjectSendStream[Reading], reading: Reading) -> None:
-        """Into the buffer; if that is full, wait and count it: the server drops events meanwhile."""
-        try:
-            into.send_nowait(reading)
-        except anyio.WouldBlock:
-            began = anyio.current_time()
-            await into.send(reading)
-            self._metrics.source_blocked.labels(self.name).inc(anyio.current_time() - began)
+    def _heard(self, event: Event) -> None:
+        """Creation and deletion, as far as the scope is open."""
+        if self._scope.is_open and self._tasks is not None:
+            found = change(event, self._scope)
+            if found.created or found.deleted or found.lists_changed:
+                self._apply(found, self._tasks)
 
-    def _count_malformed(self, frame: Malformed) -> None:
-        self._metrics.source_frame_errors.labels(self.name).inc()
-        if not self._garbled:
-            log.warning("frames that are no event are skipped and counted", source=self.name, why=frame.why)
-        self._garbled = True
+    def _apply(self, found: Change, tasks: TaskGroup) -> None:
+        for each in found.deleted:
+            self._forget(each)
+        if found.lists_changed:
+            self._relist.set()
+        new = [each for each in found.created if each not in self._followed]
+        if new and not self._created:
+            tasks.start_soon(self._gather)
+        self._created.update(new)
+
+    async def _gather(self) -> None:
+        """Entities created within a moment share a stream; one whose first events came before it has them in
+        its history."""
+        await anyio.sleep(SETTLE)
+        created, self._created = self._created, set()
+        clock = self._streams.clock_ns()
+        await self._add(created, None if clock is None else clock - YOUNG)
+
+
+def back(start: str) -> float | None:
+    """Seconds before now at which a new identifier starts (`from`); None for the oldest there is."""
+    if start == "oldest":
+        return None
+    return 0.0 if start == "now" else seconds(start)

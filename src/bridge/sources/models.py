@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from bridge.event import KINDS, Entity
+from bridge.event import KINDS, Entity, Kind
 from bridge.fields import Duration, File, Section, seconds
+from bridge.sources.discovery import Scope
 from bridge.tls import TlsConfig
 
 LATER = "is not available in this version"
+ALL = "*"
 ID = re.compile(r"[a-z0-9](?:-?[a-z0-9]){1,35}\Z")  # identifiers.proto: 2 characters for users, else 3
 
 
@@ -32,8 +34,15 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def grpc_target(url: str, address: str | None) -> str:
+    """Where gRPC is spoken; the ports are those of pkg/component/component.go in v3.32."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return address or f"{host}:{8884 if parts.scheme == 'https' else 1884}"
+
+
 class IdentifierConfig(Section):
-    """One entity to follow."""
+    """An entity to follow, or all of a kind that the key can see."""
 
     application: str | None = None
     device: str | None = None
@@ -43,17 +52,20 @@ class IdentifierConfig(Section):
     user: str | None = None
     client: str | None = None
     devices: str | None = None
+    """`*`: the devices of the application too."""
 
     @model_validator(mode="after")
     def _one(self) -> IdentifierConfig:
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) != 1:
             raise ValueError("write exactly one of application, device, gateway, organization, user, client")
-        if self.devices is not None:
-            raise ValueError(f"devices {LATER}; list each as device: application/device")
+        if self.devices is not None and (named[0] != "application" or self.devices != ALL):
+            raise ValueError('devices goes with application and is "*": all of its devices')
         value = str(getattr(self, named[0]))
+        if value == ALL and named[0] != "device":
+            return self
         if "*" in value:
-            raise ValueError(f"* {LATER}; list each {named[0]}")
+            raise ValueError('* stands alone, for all there are; devices: "*" for those of an application')
         if (value.count("/") == 1) != (named[0] == "device") or value.count("/") > 1:
             raise ValueError("write a device as application/device, and other ids without a slash")
         if not all(ID.match(part) for part in value.split("/")):
@@ -61,12 +73,14 @@ class IdentifierConfig(Section):
         return self
 
     @property
-    def entity(self) -> Entity:
-        for kind in KINDS:
-            value = getattr(self, kind)
-            if value is not None:
-                return Entity(kind, value)
-        raise AssertionError("validated above")
+    def kind(self) -> Kind:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def entity(self) -> Entity | None:
+        """The one it names; None for all of its kind."""
+        value = getattr(self, self.kind)
+        return None if value == ALL else Entity(self.kind, value)
 
 
 def _from(value: object) -> object:
@@ -113,24 +127,20 @@ class TtsSourceConfig(Section):
     def _available(self) -> TtsSourceConfig:
         if self.transport == "grpc" and find_spec("grpc") is None:
             raise ValueError("transport: grpc needs an extra: pip install 'tts-event-bridge[grpc]'")
-        if self.redundancy > 1:
-            raise ValueError(f"redundancy above 1 {LATER}")
         return self
 
     @property
-    def grpc_target(self) -> str:
-        """Where gRPC is spoken; the ports are those of pkg/component/component.go in v3.32."""
-        parts = urlsplit(self.url)
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return self.grpc_address or f"{host}:{8884 if self.is_secure else 1884}"
-
-    @property
-    def is_secure(self) -> bool:
-        return self.url.startswith("https:")
-
-    @property
     def entities(self) -> tuple[Entity, ...]:
-        return tuple(dict.fromkeys(each.entity for each in self.identifiers))
+        """Those that are named."""
+        return tuple(dict.fromkeys(each.entity for each in self.identifiers if each.entity is not None))
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(
+            self.entities,
+            frozenset(each.kind for each in self.identifiers if each.entity is None),
+            frozenset(each.application or "" for each in self.identifiers if each.devices == ALL),
+        )
 
 
 class ReplaySourceConfig(Section):

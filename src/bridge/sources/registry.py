@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
 from typing import Annotated, TypeAlias
 
+import msgspec
 import tenacity
 from pydantic import Field
 
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.sources import Source
+from bridge.sources.api import Api, HttpApi
 from bridge.sources.follow import TtsSource
-from bridge.sources.http import HttpUpstream
-from bridge.sources.models import ReplaySourceConfig, TtsSourceConfig
+from bridge.sources.http import HttpUpstream, http_client
+from bridge.sources.models import ReplaySourceConfig, TtsSourceConfig, grpc_target
+from bridge.sources.notifications import NotificationsSource, NotificationsSourceConfig
 from bridge.sources.replay import ReplaySource
+from bridge.sources.upstream import Upstream
 
-SourceConfig: TypeAlias = Annotated[TtsSourceConfig | ReplaySourceConfig, Field(discriminator="type")]
+SourceConfig: TypeAlias = Annotated[
+    TtsSourceConfig | NotificationsSourceConfig | ReplaySourceConfig, Field(discriminator="type")
+]
 
 LONGEST_WAIT = 60.0  # seconds between reconnects
 
@@ -43,24 +51,71 @@ async def open_source(
     now: Callable[[], float],
 ) -> AsyncIterator[Source]:
     """The source of *config*; *names* are what the rules need, empty for all (`names: auto`)."""
-    if isinstance(config, ReplaySourceConfig):
-        yield ReplaySource(name, config, metrics, now=now, rng=random.Random())  # noqa: S311  # ids, no secrets
-        return
-    upstream = HttpUpstream(config)
+    rng = random.Random()  # noqa: S311  # ids and jitter, no secrets
 
     async def cursors() -> dict[str, int]:
         return await outbox.cursors(name)
 
-    try:
+    async def recent(identifier: str) -> tuple[str, ...]:
+        return await outbox.recent_ids(name, identifier)
+
+    if isinstance(config, ReplaySourceConfig):
+        yield ReplaySource(name, config, metrics, now=now, rng=rng)
+        return
+    async with connected(config) as (upstream, api):
+        if isinstance(config, NotificationsSourceConfig):
+            yield NotificationsSource(
+                name,
+                config,
+                api,
+                upstream,
+                metrics,
+                cursors=cursors,
+                recent=recent,
+                trace=outbox.trace,
+                wait=reconnect_wait,
+                now=now,
+                chance=rng.random,
+            )
+            return
         yield TtsSource(
             name,
             config,
             upstream,
+            api,
             metrics,
             cursors=cursors,
+            recent_ids=recent,
             wait=reconnect_wait,
             now=now,
+            rng=rng,
             names=names if config.names == "auto" else config.names,
+            propagates=propagates(),
         )
-    finally:
-        await upstream.aclose()
+
+
+@asynccontextmanager
+async def connected(
+    config: TtsSourceConfig | NotificationsSourceConfig,
+) -> AsyncIterator[tuple[Upstream, Api]]:
+    """Streams and single questions over the transport of *config*; StartError for a certificate file."""
+    async with http_client(config.url, config.api_key.get_secret_value(), config.tls) as client:
+        if config.transport == "http":
+            yield HttpUpstream(client), HttpApi(client)
+            return
+        from bridge.sources.grpc import GrpcApi, GrpcUpstream, connect
+
+        tls = config.tls if config.url.startswith("https:") else None
+        address = grpc_target(config.url, config.grpc_address)
+        connection = connect(address, config.api_key.get_secret_value(), tls)
+        try:
+            yield GrpcUpstream(connection), GrpcApi(connection, HttpApi(client))
+        finally:
+            await connection.aclose()
+
+
+@cache
+def propagates() -> Mapping[str, bool]:
+    """The names of the catalogue, each with whether application streams carry it."""
+    text = files("bridge").joinpath("share", "tts_event_names.json").read_bytes()
+    return {each["name"]: each["propagates_to_application"] for each in msgspec.json.decode(text)}

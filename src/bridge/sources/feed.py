@@ -1,0 +1,64 @@
+"""The way out of a source: into the bounded buffer, measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectSendStream
+
+from bridge.decode import Malformed
+from bridge.event import Entity, Event
+from bridge.metrics import Metrics
+from bridge.own import own_event
+from bridge.sources import Arrival, Reading, Started
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """Hands over what source *name* read; *now* is unix seconds. `into` is set before anything is sent."""
+
+    into: MemoryObjectSendStream[Reading]
+
+    def __init__(self, name: str, metrics: Metrics, now: Callable[[], float], rng: random.Random) -> None:
+        self.name = name
+        self.metrics = metrics
+        self.now = now
+        self._rng = rng
+        self._garbled = False
+
+    async def event(self, event: Event, cursors: Mapping[str, int], *, sparse: bool = False) -> None:
+        received = self.now()
+        self.metrics.source_last_event.labels(self.name).set(received)
+        if sparse:
+            self.metrics.source_sparse.labels(self.name).inc()
+        await self._send(Arrival(self.name, event, received, cursors, sparse))
+
+    async def started(self, cursors: Mapping[str, int]) -> None:
+        await self._send(Started(self.name, cursors))
+
+    async def tell(
+        self, name: str, data: Mapping[str, object], entities: Iterable[Entity] = (), ns: int | None = None
+    ) -> None:
+        """An event of bridge itself, at *ns* of server time or, where no server is involved, now."""
+        at = int(self.now() * 1e9) if ns is None else ns
+        told = own_event(name, ns=at, rng=self._rng, entities=entities, data={"source": self.name, **data})
+        await self._send(Arrival(self.name, told, self.now()))
+
+    def malformed(self, frame: Malformed) -> None:
+        self.metrics.source_frame_errors.labels(self.name).inc()
+        if not self._garbled:
+            log.warning("frames that are no event are skipped and counted", source=self.name, why=frame.why)
+        self._garbled = True
+
+    async def _send(self, reading: Reading) -> None:
+        """Into the buffer; if that is full, wait and count it: the server drops events meanwhile."""
+        try:
+            self.into.send_nowait(reading)
+        except anyio.WouldBlock:
+            began = anyio.current_time()
+            await self.into.send(reading)
+            self.metrics.source_blocked.labels(self.name).inc(anyio.current_time() - began)

@@ -1,0 +1,96 @@
+"""What a source remembers of each entity it follows, and of the ids that came lately.
+
+Clocks are told apart everywhere: names ending in `_ns` are nanoseconds of server time, `_at` and `hold` are
+`anyio.current_time()`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from bridge.event import Entity
+from bridge.sources.plan import key
+
+RECENT = 8  # ids kept beside a cursor, as many as the outbox keeps
+UNREAD = math.inf
+
+
+@dataclass(slots=True, eq=False)
+class Followed:
+    """One entity; everything but *entity* and *key* changes as streams come and go."""
+
+    entity: Entity
+    key: str
+    cursor_ns: int | None = None
+    """None until its first stream has started."""
+    hold: float = 0.0
+    """Until then the cursor stands still; UNREAD while history it may have lost is still to be read."""
+    recent: tuple[str, ...] | None = ()
+    """The last ids that moved the cursor, newest last; None while they are only on disk."""
+    streams: int = 0
+    """Live streams that now carry it."""
+    events: int = 0
+    """How many came since its history was last read."""
+    anchor: tuple[str, ...] = ()
+    """*recent* as of then."""
+    anchor_ns: int = 0
+    read_ns: int = 0
+    read_at: float = -math.inf
+    turn_at: float = -math.inf
+    """When its history is to be read again at the latest."""
+    in_time: bool = True
+    """Was its last reading early enough for history to hold everything since the one before?"""
+    lost_ns: int = 0
+    lost_at: float = math.inf
+    """When its last live stream was lost: by the process before this one at the beginning of time, and
+    never as long as it is followed for the first time."""
+    known_ns: int = 0
+    """What is older is not news to bridge: its cursor, or the server's clock, when following began."""
+    floor_ns: int = 0
+    """What is older was never wanted: where following began, if this process began it."""
+    unproven: bool = False
+
+    @classmethod
+    def of(cls, entity: Entity, cursor_ns: int | None) -> Followed:
+        """As it is when the process starts: with a cursor of an earlier one, everything since may be lost."""
+        found = cls(entity, key(entity), cursor_ns)
+        if cursor_ns is not None:
+            found.hold, found.recent, found.lost_at = UNREAD, None, -math.inf
+            found.known_ns = found.anchor_ns = cursor_ns
+        return found
+
+    @property
+    def is_unread(self) -> bool:
+        return self.hold == UNREAD
+
+    def move(self, at_ns: int, unique_id: str) -> None:
+        """The cursor moves to *at_ns* because of *unique_id*; never back."""
+        self.cursor_ns = max(at_ns, self.cursor_ns or 0)
+        self.recent = (*(self.recent or ()), unique_id)[-RECENT:]
+
+
+@dataclass(slots=True)
+class Seen:
+    """Ids that came in the last *keep* to twice *keep* seconds, and when: hashes, to be small."""
+
+    keep: float
+    limit: int = 500_000
+    _young: dict[int, float] = field(default_factory=dict)
+    _old: dict[int, float] = field(default_factory=dict)
+    _since: float = -math.inf
+
+    def add(self, unique_id: str, now: float) -> bool:
+        """Was it there before? From *now* on it is."""
+        if now - self._since > self.keep or len(self._young) >= self.limit:
+            self._old, self._young, self._since = self._young, {}, now
+        number = hash(unique_id)
+        if number in self._young:
+            return True
+        self._young[number] = self._old.get(number, now)
+        return number in self._old
+
+    def before(self, unique_id: str, at: float) -> bool:
+        """Had it come before *at*?"""
+        number = hash(unique_id)
+        return self._young.get(number, self._old.get(number, math.inf)) < at

@@ -1,0 +1,269 @@
+"""Opening streams and reading them: every stream of a source, live or of history, goes through here.
+
+The server drops events for a reader that falls behind, and does not say so (`Channel.Notify`,
+pkg/events/handler.go in v3.32). So nothing here waits for rules, disk or sinks: an event is handed over and
+the next one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bridge.decode import Malformed, StreamStart, is_sparse
+from bridge.errors import SourceError
+from bridge.event import Entity, Event
+from bridge.sources.evidence import Evidence
+from bridge.sources.feed import Feed
+from bridge.sources.followed import Followed, Seen
+from bridge.sources.names import Asked, without
+from bridge.sources.pace import Pace
+from bridge.sources.plan import carriers
+from bridge.sources.upstream import Stream, Upstream
+
+log = structlog.get_logger()
+
+OPENING = 30.0  # seconds in which the server has to send the start event
+SECOND = 1_000_000_000  # ns
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A stream to be opened; *after* in ns of server time."""
+
+    entities: Mapping[Entity, Followed]
+    after: int | None
+    is_live: bool = True
+    """Cursors move by live streams only."""
+    is_urgent: bool = True
+    """May it use the part of the rate budget that is kept for live streams?"""
+    skip_before: int = 0
+    """ns; replayed events before it are read but not handed over."""
+    skip_start: bool = False
+    """Nothing from before the stream's start is wanted: the server's clock was not known."""
+    replay: Mapping[Entity, Evidence] = field(default_factory=dict)
+    """What its history is to prove."""
+    apart: bool = False
+    """For the names that go on a stream of their own."""
+    began: Callable[[Opened], Awaitable[None]] | None = None
+    """Called when the start event has come, before anything else of the stream is looked at."""
+
+
+@dataclass(slots=True, eq=False)
+class Opened:
+    """One stream and how far it is; times are `anyio.current_time()` unless they say ns."""
+
+    wanted: Wanted
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    started: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    error: SourceError | None = None
+    warnings: tuple[str, ...] = ()
+    start_ns: int = 0
+    """The server's clock when the stream opened."""
+    start: float = 0.0
+    last_old: float = 0.0
+    """When the last event older than the start came."""
+    skip_before: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.started.is_set() and not self.ended.is_set()
+
+    def clock_ns(self, now: float) -> int:
+        """The server's clock."""
+        return self.start_ns + int((now - self.start) * SECOND)
+
+    async def calm(self, seconds: float, at_most: float) -> bool:
+        """Return when no event older than the start has come for *seconds*; False if the stream ended."""
+        until = self.start + at_most
+        while not self.ended.is_set():
+            due = min(self.last_old + seconds, until)
+            if anyio.current_time() >= due:
+                return True
+            with anyio.move_on_after(due - anyio.current_time()):
+                await self.ended.wait()
+        return False
+
+
+class Streams:
+    """The streams of one source. *overlap* and *keep* in seconds, *propagates* as of `carriers`.
+
+    *busy* is called with an entity whenever events came by it, *heard* with every event that is new.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        feed: Feed,
+        *,
+        asked: Asked,
+        overlap: float,
+        keep: float,
+        propagates: Mapping[str, bool],
+        busy: Callable[[Followed], None],
+        heard: Callable[[Event], None],
+    ) -> None:
+        self.asked = asked
+        self.pace = Pace()
+        self.seen = Seen(keep)
+        self.open_streams: set[Opened] = set()
+        self._upstream = upstream
+        self._feed = feed
+        self._overlap = overlap
+        self._propagates = propagates
+        self._busy = busy
+        self._heard = heard
+        self._clock: tuple[int, float] | None = None
+
+    def clock_ns(self) -> int | None:
+        """The server's clock by the last stream that started; None before the first."""
+        if self._clock is None:
+            return None
+        return self._clock[0] + int((anyio.current_time() - self._clock[1]) * SECOND)
+
+    def set_clock(self, server_ns: int) -> None:
+        self._clock = server_ns, anyio.current_time()
+
+    async def open(self, tasks: TaskGroup, wanted: Wanted, *, paid: bool = False) -> Opened:
+        """A stream that has sent its start event and is read by a task of *tasks*, or one with an error.
+
+        *paid*: its turn in the rate budget has already been taken.
+        Names the server does not know are left out. If *after* turns out to lie in the server's future,
+        where it would say nothing (UPSTREAM.md §2.3), the stream is opened again from before its start.
+        """
+        while True:
+            if not paid:
+                await self.pace.turn(urgent=wanted.is_urgent)
+            paid = False
+            opened = Opened(wanted)
+            tasks.start_soon(self._read, opened)
+            with anyio.move_on_after(OPENING):
+                await opened.started.wait()
+            if not opened.started.is_set():
+                opened.scope.cancel()
+                opened.error = SourceError(f"the server sent no start event in {OPENING:g} s")
+            if opened.error is not None:
+                if opened.error.kind == "rate_limited":
+                    self.pace.refused(opened.error.retry_after)
+                if not wanted.apart and self._drop_name(opened.error):
+                    continue
+            elif wanted.after is not None and wanted.after > opened.start_ns:
+                opened.scope.cancel()
+                wanted = replace(wanted, after=max(0, opened.start_ns - int(self._overlap * SECOND)))
+                continue
+            return opened
+
+    def _drop_name(self, error: SourceError) -> bool:
+        left = without(self.asked, error)
+        if left is None:
+            return False
+        refused = left.refused[len(self.asked.refused) :]
+        log.warning("event names unknown to the server, not asked for", source=self._feed.name, names=refused)
+        self._feed.metrics.source_names_refused.labels(self._feed.name).inc(len(refused))
+        self.asked = left
+        return True
+
+    async def _read(self, opened: Opened) -> None:
+        """Read one stream to its end, and leave the reason in *opened*."""
+        wanted = opened.wanted
+        names = self.asked.apart if wanted.apart else self.asked.names
+        try:
+            with opened.scope:
+                async with self._upstream.open(tuple(wanted.entities), wanted.after, names) as stream:
+                    self.pace.told(stream.budget)
+                    async for frame in stream.frames():
+                        if isinstance(frame, Event):
+                            await self._take(opened, frame)
+                        elif isinstance(frame, StreamStart):
+                            await self._begin(opened, stream, frame)
+                        elif isinstance(frame, Malformed):
+                            self._feed.malformed(frame)
+            opened.error = opened.error or SourceError("the server closed the stream", kind="ended")
+        except SourceError as error:
+            opened.error = error
+        finally:
+            self._count(opened, -1)
+            opened.started.set()
+            opened.ended.set()
+
+    async def _begin(self, opened: Opened, stream: Stream, frame: StreamStart) -> None:
+        """The start event tells the server's clock."""
+        if opened.started.is_set():
+            return
+        opened.start = opened.last_old = anyio.current_time()
+        opened.start_ns = frame.time_ns or self.clock_ns() or int(self._feed.now() * SECOND)
+        opened.warnings = stream.warnings
+        opened.skip_before = opened.wanted.skip_before
+        if opened.wanted.skip_start:
+            opened.skip_before = opened.start_ns - SECOND
+        self.set_clock(opened.start_ns)
+        self._count(opened, 1)
+        if opened.wanted.began is not None:
+            await opened.wanted.began(opened)
+        opened.started.set()
+
+    def _count(self, opened: Opened, by: int) -> None:
+        if not opened.wanted.is_live or (by < 0) == (opened not in self.open_streams):
+            return
+        (self.open_streams.add if by > 0 else self.open_streams.discard)(opened)
+        for each in opened.wanted.entities.values():
+            each.streams += by
+        self._feed.metrics.source_connected.labels(self._feed.name).set(bool(self.open_streams))
+
+    async def _take(self, opened: Opened, event: Event) -> None:
+        """Judge one event and hand it over."""
+        now = anyio.current_time()
+        wanted = opened.wanted
+        brought_by = [wanted.entities[each] for each in carriers(event, wanted.entities, self._propagates)]
+        already = self.seen.add(event.unique_id, now)
+        old = event.time_ns < opened.start_ns
+        if old:
+            opened.last_old = now
+            self._testify(opened, event, brought_by)
+            if event.time_ns < opened.skip_before:
+                return
+            if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
+                return
+            if wanted.replay and not already:
+                self._recover(event, brought_by)
+        elif wanted.is_live:
+            lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
+            self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
+        if not already:
+            self._heard(event)
+            for each in brought_by:
+                each.events += 1
+                self._busy(each)
+        cursors = self._move(opened, event, brought_by, now) if wanted.is_live else {}
+        await self._feed.event(event, cursors, sparse=old and is_sparse(event))
+
+    def _testify(self, opened: Opened, event: Event, brought_by: Iterable[Followed]) -> None:
+        for each in brought_by:
+            evidence = opened.wanted.replay.get(each.entity)
+            if evidence is not None:
+                before = each.lost_at if each.is_unread else opened.start
+                evidence.saw(
+                    event.unique_id, event.time_ns, already=self.seen.before(event.unique_id, before)
+                )
+
+    def _recover(self, event: Event, brought_by: Iterable[Followed]) -> None:
+        """Count what would have been lost without its history."""
+        if any(event.time_ns > each.known_ns for each in brought_by):
+            self._feed.metrics.source_recovered.labels(self._feed.name).inc()
+
+    def _move(
+        self, opened: Opened, event: Event, brought_by: Iterable[Followed], now: float
+    ) -> dict[str, int]:
+        """Where cursors move: never past the server's clock, and not while anything still replays."""
+        if now - opened.last_old < self._overlap:
+            return {}
+        at = min(event.time_ns, opened.clock_ns(now))
+        moving = [each for each in brought_by if each.cursor_ns is not None and now >= each.hold]
+        for each in moving:
+            each.move(at, event.unique_id)
+        return {each.key: at for each in moving}
