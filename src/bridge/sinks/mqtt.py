@@ -135,11 +135,11 @@ class Mqtt:
         self.max_in_flight = config.max_in_flight
         self._timeout = config.timeout
         self._connection = connection
-        self._compose = compose
+        self.compose = compose
 
     async def send(self, delivery: Delivery) -> Outcome:
         try:
-            messages = self._compose(delivery)
+            messages = self.compose(delivery)
         except RenderError as error:
             return Rejected(Failure("template", str(error)))
         began = anyio.current_time()

@@ -31,6 +31,10 @@ from bridge.sinks.mqtt_message import Message
 
 TICK = 1.0  # seconds between looks at the keep alive
 MANY = 65535  # packets in flight where a broker names no receive maximum (MQTT 5 §3.2.2.3.3)
+FEW = (
+    10  # the same of QoS 2 under 3.1.1: what is beyond its limit (20, unless configured otherwise) mosquitto
+)
+# throws away, and acknowledges, since a PUBREC of 3.1.1 cannot say no
 
 Answer: TypeAlias = asyncio.Future[Outcome | None]
 """What became of a publish; None if the connection ended before it was sent."""
@@ -146,7 +150,8 @@ class Link:
             self._end(answers.refused(code))
             return
         self._packet_limit = limits.get("MaximumPacketSize")
-        self._free = limits.get("ReceiveMaximum", MANY)
+        blind = self._settings.protocol != 5 and self._settings.qos == 2
+        self._free = limits.get("ReceiveMaximum", FEW if blind else MANY)
         self.answered.set()
         self._pump()
 
@@ -160,8 +165,10 @@ class Link:
             self._end(answers.unreachable(error))
         elif reason.value == answers.PROTOCOL_ERROR:
             self._end(answers.NOT_MQTT)
-        else:
+        elif self.answered.is_set():
             self._end(RetryLater(Failure("connect", "connection lost")))
+        else:
+            self._end(RetryLater(Failure("connect", "the broker closed the connection before it answered")))
 
     def _readable(self) -> None:
         try:
@@ -182,6 +189,8 @@ class Link:
 
     def _flush(self) -> None:
         self._flush_is_due = False
+        if not self.answered.is_set():
+            self._readable()  # a TLS alert may be there already, and would be lost with the write that fails
         if self.ended.is_set():
             return
         self._client.loop_write()
