@@ -17,6 +17,7 @@ from bridge.commands import dead_letters
 from bridge.commands.check import check
 from bridge.commands.demo import demo
 from bridge.commands.run import run
+from bridge.commands.schema import schema
 from bridge.commands.send_test import send_test
 from bridge.commands.terminal import CANNOT, WRONG, fail
 from bridge.commands.trace import trace
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, check, demo, trace, send_test):
+for command in (run, check, demo, trace, send_test, schema):
     app.command()(command)
 app.add_typer(dead_letters.app, name="dead-letters")
 

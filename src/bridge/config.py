@@ -106,7 +106,9 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
 
     sources: dict[Name, SourceConfig] = {}
     sinks: dict[Name, SinkConfig] = {}
-    rules: Annotated[tuple[str, ...], BeforeValidator(_listed)] = (RULES,)
+    rules: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = (
+        RULES,
+    )
     """Rule files, relative to this file; may have * in them."""
     outbox: Annotated[str, AfterValidator(_outbox)] = "sqlite:bridge.db"
     """Where deliveries wait; relative to the working directory."""

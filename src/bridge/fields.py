@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from bridge.errors import Mistake
@@ -65,10 +65,13 @@ def size(value: object) -> int:
     return int(found[1]) * _BYTES[found[2] or "B"]
 
 
-Duration: TypeAlias = Annotated[float, BeforeValidator(seconds, json_schema_input_type=str)]
+DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)$")]
+SizeText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+\s*(B|kB|KB|MB|GB|KiB|MiB|GiB|TiB)?$")]
+
+Duration: TypeAlias = Annotated[float, BeforeValidator(seconds, json_schema_input_type=DurationText)]
 """Seconds, written with a unit."""
 
-Size: TypeAlias = Annotated[int, BeforeValidator(size, json_schema_input_type=str | int)]
+Size: TypeAlias = Annotated[int, BeforeValidator(size, json_schema_input_type=SizeText | int)]
 """Bytes, written with a unit."""
 
 
@@ -105,10 +108,9 @@ def _written(document: Document, loc: Sequence[str | int], details: ErrorDetails
     path: list[str | int] = []
     value = document.value
     for step in loc:
-        if isinstance(value, Mapping) and step in value:
-            value = value[step]
-            path.append(step)
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+        if (isinstance(value, Mapping) and step in value) or (
+            isinstance(value, list) and isinstance(step, int) and step < len(value)
+        ):
             value = value[step]
             path.append(step)
     if details["type"] == "missing" and loc[-1] not in path[-1:]:

@@ -1,0 +1,89 @@
+"""The schemas agree with the loader: what they accept and refuse, on the files that ship."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from bridge.schema import config_schema, duration_text, rules_schema
+from bridge.yamltext import parse
+
+RULES = sorted((Path(__file__).parents[2] / "rules").glob("*.yaml"))
+
+
+def errors(schema: dict[str, Any], value: Any) -> list[str]:
+    validator = jsonschema.Draft202012Validator(schema)
+    return [error.message for error in validator.iter_errors(value)]
+
+
+def example() -> Any:
+    text = (files("bridge") / "share" / "bridge.example.yaml").read_text()
+    return parse(text, "bridge.example.yaml").value
+
+
+def test_both_are_valid_schemas() -> None:
+    """Of the dialect they name."""
+    for schema in (config_schema(), rules_schema()):
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_the_example_is_accepted() -> None:
+    """Every key of it."""
+    assert errors(config_schema(), example()) == []
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_shipped_rules_are_accepted(path: Path) -> None:
+    """Each file."""
+    assert errors(rules_schema(), parse(path.read_text(), path.name).value) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("crm", "timout", "1s"),
+        ("crm", "timeout", "fast"),
+        ("crm", "timeout", 10),
+        ("crm", "type", "webhok"),
+        ("broker", "qos", 3),
+    ],
+)
+def test_a_mistake_is_refused(section: str, key: str, value: object) -> None:
+    """As the loader would."""
+    document = example()
+    document["sinks"][section][key] = value
+    assert errors(config_schema(), document)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "x", "match": {}},
+        {"name": "x", "match": {"nam": "y"}, "send": ["a"]},
+        {"name": "x", "match": {"data": {"f_port": 5}}, "send": ["a"]},
+        {"name": "x", "match": {}, "send": []},
+        {"name": "x", "match": {}, "send": ["a"], "attach": "all"},
+    ],
+)
+def test_a_wrong_rule_is_refused(rule: dict[str, object]) -> None:
+    """As the loader would."""
+    assert errors(rules_schema(), {"rules": [rule]})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "200ms"), (10.0, "10s"), (240.0, "4m"), (3600.0, "1h"), (172_800.0, "2d")]
+)
+def test_defaults_read_as_an_operator_writes_them(seconds: float, text: str) -> None:
+    """In the largest unit that fits."""
+    assert duration_text(seconds) == text
+
+
+def test_keys_have_descriptions_and_readable_defaults() -> None:
+    """An editor shows them."""
+    webhook = config_schema()["$defs"]["WebhookConfig"]["properties"]
+    assert webhook["timeout"]["default"] == "10s"
+    assert "connecting" in webhook["timeout"]["description"]
