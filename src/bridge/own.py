@@ -5,15 +5,17 @@ No I/O, no clock, no logging in this file; the random source is an argument.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bridge.decode import event
 from bridge.event import Entity, Event, rfc3339
 from bridge.ids import ulid
+
+if TYPE_CHECKING:
+    import random
 
 OWN = "bridge."
 ORIGIN = "bridge"
