@@ -394,17 +394,17 @@ async def test_a_receive_maximum_is_kept(peer: Peer) -> None:
 async def test_a_late_acknowledgement_makes_room_and_is_not_mistaken(peer: Peer) -> None:
     """Attempts whose time is over leave nothing behind once the broker answers after all."""
     peer.limits = bytes([RECEIVE_MAXIMUM, 0, 2])
-    peer.reaction = lambda message: Hold() if message.delivery_id == delivery(1).id else Acknowledge()
-    async with (
-        peer_sink(peer, timeout="300ms", status_topic=None) as opened,
-        anyio.create_task_group() as tasks,
-    ):
-        tasks.start_soon(opened.send, delivery(1))
-        for number in range(2, 12):
-            assert isinstance(await opened.send(delivery(number)), Delivered)
-            await anyio.sleep(0.05)
-        peer.release()
-        outcomes = await sent(opened, range(20, 30))
+    held = {delivery(1).id, delivery(2).id}
+    peer.reaction = lambda message: Hold() if message.delivery_id in held else Acknowledge()
+    async with peer_sink(peer, timeout="200ms", status_topic=None) as opened:
+        for late in (1, 2):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(opened.send, delivery(late))
+                for number in range(10 * late, 10 * late + 8):
+                    assert isinstance(await opened.send(delivery(number)), Delivered)
+                    await anyio.sleep(0.05)
+            peer.release()
+        outcomes = await sent(opened, range(30, 40))
     assert {type(outcome) for outcome in outcomes.values()} == {Delivered}
     assert len(peer.clean) == 1
 
