@@ -16,7 +16,7 @@ from bridge.errors import SourceError
 from bridge.event import Entity
 from bridge.sources.feed import Feed
 from bridge.sources.followed import UNREAD, Followed
-from bridge.sources.heal import LONGEST, QUIET, Heal
+from bridge.sources.heal import LONGEST, QUIET, Heal, evidence
 from bridge.sources.names import NAME_ERRORS
 from bridge.sources.plan import mixes_levels
 from bridge.sources.stream import SECOND, Opened, Streams, Wanted
@@ -192,29 +192,37 @@ class Group:
         shared, found = self._shared, dict(self.entities)
         if self.apart:
             return Wanted(found, None, is_live=False, skip_start=True, apart=True)
-        followed = [each for each in found.values() if each.cursor_ns is not None]
         is_small = len(found) <= shared.heal.backfill_size and not mixes_levels(found)
-        if is_first and is_small and followed and shared.heal.has_store:
-            wanted = await shared.heal.reading(followed, is_live=True)
-            after = wanted.after
-            if len(followed) < len(found):
-                first = await self._first_after()
-                after = after if first is None else min(first, after or 0)
-            return Wanted(
-                found, after, skip_before=wanted.skip_before, replay=wanted.replay, began=self._began
-            )
-        after = await self._first_after() if len(followed) < len(found) else None
-        if followed and (clock := shared.streams.clock_ns() or await shared.server_clock()) is not None:
-            recent = max(0, clock - int(shared.overlap * SECOND))
-            after = recent if after is None else min(after, recent)
-        return Wanted(found, after, skip_start=after is None and shared.back == 0.0, began=self._began)
+        if is_first and is_small and shared.heal.has_store:
+            return await self._with_history(found)
+        is_known = any(each.cursor_ns is not None for each in found.values())
+        after = await self._ago(shared.overlap if is_known else 1.0)
+        return Wanted(found, after, skip_start=after is None, began=self._began)
 
-    async def _first_after(self) -> int | None:
-        """Where the stream of a new identifier starts; None for the oldest, or if the clock is unknown."""
-        if self._shared.back is None:
-            return 0
+    async def _with_history(self, found: dict[Entity, Followed]) -> Wanted:
+        """From the oldest cursor, or where new identifiers start if that is earlier."""
+        shared = self._shared
+        followed = [each for each in found.values() if each.cursor_ns is not None]
+        new = [each for each in found.values() if each.cursor_ns is None]
+        wanted = await shared.heal.reading(followed, is_live=True) if followed else None
+        after, replay = (wanted.after, dict(wanted.replay)) if wanted else (None, {})
+        if new:
+            first = 0 if shared.back is None else await self._ago(max(1.0, shared.back))
+            after = first if after is None or first is None else min(first, after)
+            replay |= {each.entity: evidence(each) for each in new if shared.back != 0.0}
+        return Wanted(
+            found,
+            after,
+            skip_before=wanted.skip_before if wanted and not new else 0,
+            skip_start=after is None and not followed and shared.back == 0.0,
+            replay=replay,
+            began=self._began,
+        )
+
+    async def _ago(self, seconds: float) -> int | None:
+        """*seconds* ago in ns of server time; None if nobody knows the server's clock."""
         clock = self._shared.streams.clock_ns() or await self._shared.server_clock()
-        return None if clock is None else max(0, clock - int(max(1.0, self._shared.back) * SECOND))
+        return None if clock is None else max(0, clock - int(seconds * SECOND))
 
     async def _began(self, opened: Opened) -> None:
         """The server's clock is known: cursors of new identifiers begin."""
