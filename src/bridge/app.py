@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +18,14 @@ from bridge.config import Config
 from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
 from bridge.errors import BridgeError, OutboxError, StartError
+from bridge.event import Event
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.ops import Access, Parts, StoreCollector, admin_app, metrics_app
 from bridge.outbox import Outbox
 from bridge.pipeline import flow
 from bridge.redact import Redactor
+from bridge.related import Finder, Related, attaching
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
@@ -93,6 +95,12 @@ class App:
         self._changing = anyio.Lock()
         redactor = Redactor.of(())
         self.ingest = Ingest(outbox, lambda: self._rules, redactor, self.metrics, self.dispatchers.wake)
+        self._attaching: frozenset[str] = frozenset()
+        self._related = Related(
+            self._find_related,
+            attaches=lambda rule: rule in self._attaching,
+            redact=self._redact,
+        )
         self.parts = Parts(
             version=version("tts-event-bridge"),
             started=time.time(),
@@ -160,6 +168,7 @@ class App:
             for name in added:
                 await self._start_sink(name, new.sinks[name])
             self._rules = rules
+            self._attaching = frozenset(rule.name for rule in rules.rules if rule.attach_related)
             self.ingest.redactor = Redactor.of(new.redact)
             self.ingest.ordered = ordered(new)
             self.access = Access(new.admin.token_value, new.admin.hosts)
@@ -200,7 +209,21 @@ class App:
     async def _open_dispatcher(self, name: str, config: SinkConfig) -> AsyncIterator[Dispatcher]:
         policy = RetryPolicy(config.retry.initial, config.retry.max, config.retry.give_up_after)
         async with open_sink(name, config, now=time.time) as sink:
-            yield Dispatcher(sink, self._outbox, policy, self.metrics, now=time.time, chance=random.random)
+            yield Dispatcher(
+                attaching(sink, self._related),
+                self._outbox,
+                policy,
+                self.metrics,
+                now=time.time,
+                chance=random.random,
+            )
+
+    def _redact(self, event: Event) -> Event:
+        return self.ingest.redactor.redact(event)
+
+    async def _find_related(self, source: str, correlation_id: str) -> Sequence[bytes]:
+        found: object = self.sources.running.get(source)
+        return await found.related(correlation_id) if isinstance(found, Finder) else ()
 
     def _tell_unchangeable(self, old: Config, new: Config) -> None:
         if not old.hash:

@@ -89,6 +89,11 @@ class Metrics:
         self.source_excluded = gauge(
             "bridge_source_excluded", "Entities the server refuses a stream for.", source
         )
+        self.source_opaque = counter(
+            "bridge_source_opaque_data_total",
+            "Data of types this version does not know, passed as base64 (gRPC).",
+            source,
+        )
         self.source_names_refused = counter(
             "bridge_source_names_refused_total", "Event names the server does not know.", source
         )
@@ -151,6 +156,7 @@ class Metrics:
                 self.source_reread_ratio,
                 self.source_excluded,
                 self.source_names_refused,
+                self.source_opaque,
             ):
                 metric.labels(name)
             for cause in GAP_CAUSES:

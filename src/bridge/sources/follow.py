@@ -137,6 +137,10 @@ class TtsSource:
     def _asked(self, names: Sequence[str]) -> Asked:
         return asked(names, frozenset(self._known_names), self._scope.names())
 
+    async def related(self, correlation_id: str) -> tuple[bytes, ...]:
+        """What the server still keeps of *correlation_id*, as JSON, newest first; raises SourceError."""
+        return await self._api.related(correlation_id)
+
     # What it looks like from outside
 
     def status(self) -> SourceStatus:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Annotated, TypeAlias
 
 import msgspec
+import structlog
 import tenacity
 from pydantic import Field
 
@@ -28,7 +29,10 @@ SourceConfig: TypeAlias = Annotated[
     TtsSourceConfig | NotificationsSourceConfig | ReplaySourceConfig, Field(discriminator="type")
 ]
 
+log = structlog.get_logger()
+
 LONGEST_WAIT = 60.0  # seconds between reconnects
+TYPES_TOLD = 100  # types of data that are logged
 
 _exponential = tenacity.wait_random_exponential(multiplier=1, max=LONGEST_WAIT)
 
@@ -62,7 +66,7 @@ async def open_source(
     if isinstance(config, ReplaySourceConfig):
         yield ReplaySource(name, config, metrics, now=now, rng=rng)
         return
-    async with connected(config) as (upstream, api):
+    async with connected(config, opaque(name, metrics)) as (upstream, api):
         if isinstance(config, NotificationsSourceConfig):
             yield NotificationsSource(
                 name,
@@ -97,8 +101,12 @@ async def open_source(
 @asynccontextmanager
 async def connected(
     config: TtsSourceConfig | NotificationsSourceConfig,
+    opaque: Callable[[str], None] = lambda type: None,
 ) -> AsyncIterator[tuple[Upstream, Api]]:
-    """Streams and single questions over the transport of *config*; StartError for a certificate file."""
+    """Streams and single questions over the transport of *config*; StartError for a certificate file.
+
+    *opaque* is told each type of data that gRPC brings and this version does not know.
+    """
     async with http_client(config.url, config.api_key.get_secret_value(), config.tls) as client:
         if config.transport == "http":
             yield HttpUpstream(client), HttpApi(client)
@@ -109,9 +117,22 @@ async def connected(
         address = grpc_target(config.url, config.grpc_address)
         connection = connect(address, config.api_key.get_secret_value(), tls)
         try:
-            yield GrpcUpstream(connection), GrpcApi(connection, HttpApi(client))
+            yield GrpcUpstream(connection, opaque), GrpcApi(connection, HttpApi(client))
         finally:
             await connection.aclose()
+
+
+def opaque(source: str, metrics: Metrics) -> Callable[[str], None]:
+    """Counts data that is passed as base64, and logs each type of it once."""
+    told: set[str] = set()
+
+    def tell(type: str) -> None:
+        metrics.source_opaque.labels(source).inc()
+        if type not in told and len(told) < TYPES_TOLD:
+            told.add(type)
+            log.warning("data of an unknown type, passed as base64", source=source, type=type)
+
+    return tell
 
 
 @cache
