@@ -6,15 +6,15 @@ they cannot disagree. `rules/README.md` is the normative text of what is decided
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import re2
 
-from bridge.event import Event
-from bridge.pattern import Leaves, Pattern
+from bridge.event import Event, Identifiers, entity_of
+from bridge.pattern import Leaves, Pattern, Why
 
 IDENTIFIERS = ("application", "device", "gateway", "organization", "user", "client")
 HEX_BITS: Mapping[str, int] = {"dev_addr": 32, "dev_eui": 64, "join_eui": 64, "eui": 64}
@@ -118,7 +118,7 @@ class Prefix:
     value: int
 
 
-Ids: TypeAlias = Mapping[str, frozenset[str]]
+Ids: TypeAlias = Mapping[str, Sequence[str]]
 """What an event names: the fields of a matcher (and `device_id`) to their values; addresses upper-case."""
 
 
@@ -131,19 +131,22 @@ class Identity:
     key: str
     """Where in `Ids` to look: `device_id` for a device in any application."""
     texts: tuple[str, ...]
-    exact: frozenset[str] = frozenset()
+    exact: frozenset[tuple[str, str]] = frozenset()
+    """Pairs of *key* and value."""
     globs: tuple[Glob, ...] = ()
     prefixes: tuple[Prefix, ...] = ()
 
-    def holds(self, ids: Ids) -> bool:
-        values = ids.get(self.key, frozenset())
-        if not self.exact.isdisjoint(values):
+    def holds(self, subject: Subject) -> bool:
+        if not self.exact.isdisjoint(subject.pairs):
             return True
+        if not (self.globs or self.prefixes):
+            return False
+        values = subject.ids.get(self.key, ())
         if any(glob.search(value) for glob in self.globs for value in values):
             return True
-        return any(self._has_prefix(prefix, value) for prefix in self.prefixes for value in values)
+        return any(self._begins(value, prefix) for prefix in self.prefixes for value in values)
 
-    def _has_prefix(self, prefix: Prefix, value: str) -> bool:
+    def _begins(self, value: str, prefix: Prefix) -> bool:
         number = address(value)
         return number is not None and number >> (HEX_BITS[self.field] - prefix.bits) == prefix.value
 
@@ -171,14 +174,14 @@ def identities(field: str, texts: Sequence[str]) -> tuple[Identity, ...]:
 
 
 def _ids(field: str, key: str, texts: Sequence[str]) -> Identity:
-    exact = frozenset(text for text in texts if "*" not in text)
+    exact = frozenset((key, text) for text in texts if "*" not in text)
     globs = tuple(Glob.compile(text) for text in texts if "*" in text)
     return Identity(field, key, tuple(texts), exact, globs)
 
 
 def _addresses(field: str, texts: Sequence[str]) -> Identity:
     width = HEX_BITS[field]
-    exact: set[str] = set()
+    exact: set[tuple[str, str]] = set()
     prefixes: list[Prefix] = []
     for text in texts:
         digits, slash, length = text.partition("/")
@@ -188,7 +191,7 @@ def _addresses(field: str, texts: Sequence[str]) -> Identity:
             bits = _bits(length, digits, width) if slash else 4 * len(digits)
             prefixes.append(Prefix(bits, int(digits.ljust(width // 4, "0"), 16) >> (width - bits)))
         elif len(digits) == width // 4:
-            exact.add(digits)
+            exact.add((field, digits))
         else:
             example = "26000000/7" if width == 32 else "70B3D57ED0000000/24"
             raise MatchError(f"needs {width // 4} hex digits, or a prefix such as {example}")
@@ -209,49 +212,86 @@ def _bits(text: str, digits: str, width: int) -> int:
     return int(text)
 
 
+class Names:
+    """Which name patterns an event name fits, worked out once for each distinct name."""
+
+    def __init__(self, patterns: Iterable[NamePattern]) -> None:
+        self._patterns = {pattern.text: pattern for pattern in patterns}
+        self._fitting: dict[str, frozenset[str]] = {}
+
+    def fitting(self, name: str) -> frozenset[str]:
+        """The texts of the patterns that *name* fits."""
+        found = self._fitting.get(name)
+        if found is None:
+            if len(self._fitting) >= MAX_NAMES:
+                self._fitting.clear()
+            found = frozenset(text for text, pattern in self._patterns.items() if pattern.holds(name))
+            self._fitting[name] = found
+        return found
+
+
+Wide: TypeAlias = Callable[[str, str, str], bool]
+"""Of event name, `@type` of its data and path: is there a 64-bit integer, which JSON has as a string?"""
+
+
+def never(_name: str, _type: str, _path: str) -> bool:
+    return False
+
+
 class Subject:
     """One event as matchers see it; what they ask for is worked out once, and only then."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: Event, names: Names | None = None, wide: Wide = never) -> None:
         self.event = event
+        self._names = names
+        self._wide = wide
+
+    def named(self, patterns: Sequence[NamePattern]) -> bool:
+        """Does its name fit one of *patterns*?"""
+        if self._names is None:
+            return any(pattern.holds(self.event.name) for pattern in patterns)
+        return any(pattern.text in self.fitting for pattern in patterns)
+
+    @cached_property
+    def fitting(self) -> frozenset[str]:
+        return self._names.fitting(self.event.name) if self._names else frozenset()
+
+    @cached_property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Identifier field and value, of all identifiers."""
+        return frozenset(pair for each in self.event.identifiers for pair in pairs_of(each) if pair[1])
 
     @cached_property
     def ids(self) -> Ids:
-        return ids_of(self.event)
+        found: dict[str, list[str]] = {}
+        for key, value in sorted(self.pairs):
+            found.setdefault(key, []).append(value)
+        return found
 
     @cached_property
     def leaves(self) -> Leaves:
-        return Leaves(self.event.document())
+        document = self.event.document()
+        data = document.get("data")
+        kind = data.get("@type") if isinstance(data, dict) else None
+        return Leaves(document, partial(self._wide, self.event.name, kind if isinstance(kind, str) else ""))
 
 
-def ids_of(event: Event) -> Ids:
-    found: dict[str, set[str]] = {}
-
-    def add(key: str, value: str) -> None:
-        if value:
-            found.setdefault(key, set()).add(value)
-
-    for each in event.identifiers:
-        if (device := each.device_ids) is not None:
-            application = device.application_ids.application_id
-            add("application", application)
-            add("device", f"{application}/{device.device_id}" if application and device.device_id else "")
-            add("device_id", device.device_id)
-            add("dev_eui", device.dev_eui.upper())
-            add("join_eui", device.join_eui.upper())
-            add("dev_addr", device.dev_addr.upper())
-        elif (gateway := each.gateway_ids) is not None:
-            add("gateway", gateway.gateway_id)
-            add("eui", gateway.eui.upper())
-        elif each.application_ids is not None:
-            add("application", each.application_ids.application_id)
-        elif each.organization_ids is not None:
-            add("organization", each.organization_ids.organization_id)
-        elif each.user_ids is not None:
-            add("user", each.user_ids.user_id)
-        elif each.client_ids is not None:
-            add("client", each.client_ids.client_id)
-    return {key: frozenset(values) for key, values in found.items()}
+def pairs_of(ids: Identifiers) -> Sequence[tuple[str, str]]:
+    """Identifier field and value of one identifier; '' where it has none."""
+    if (device := ids.device_ids) is not None:
+        application = device.application_ids.application_id
+        return (
+            ("application", application),
+            ("device", f"{application}/{device.device_id}"),
+            ("device_id", device.device_id),
+            ("dev_eui", device.dev_eui.upper()),
+            ("join_eui", device.join_eui.upper()),
+            ("dev_addr", device.dev_addr.upper()),
+        )
+    if (gateway := ids.gateway_ids) is not None:
+        return ("gateway", gateway.gateway_id), ("eui", gateway.eui.upper())
+    entity = entity_of(ids)
+    return ((entity.kind, entity.id),) if entity else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,19 +306,16 @@ class Matcher:
     any: tuple[Matcher, ...] = ()
     """At least one of them, if there are any."""
 
-    def mismatch(self, subject: Subject) -> str | None:
+    def mismatch(self, subject: Subject) -> Why | None:
         """The first clause of the matcher that *subject* does not meet; None if it matches."""
-        name = subject.event.name
-        if self.names and not any(pattern.holds(name) for pattern in self.names):
-            return f"name is {name}, not {_or(pattern.text for pattern in self.names)}"
+        if self.names and not subject.named(self.names):
+            return Why(_other_name, self.names, subject)
         for field in self.identities:
-            if not any(identity.holds(subject.ids) for identity in field):
-                return _no_identity(field, subject.ids)
+            if not any(identity.holds(subject) for identity in field):
+                return Why(_no_identity, field, subject)
         if self.content is not None and (why := self.content.mismatch(subject.leaves)) is not None:
             return why
-        if self.any:
-            return _none_of(self.any, subject)
-        return None
+        return _none_of(self.any, subject) if self.any else None
 
     def may_be_named(self, name: str) -> bool:
         """Can an event of this *name* match?"""
@@ -293,23 +330,37 @@ class Matcher:
         inner = [block.name_patterns() for block in self.any]
         return tuple(pattern for each in inner for pattern in each) if all(inner) else ()
 
+    def blocks(self) -> Iterator[Matcher]:
+        """The matcher itself and all blocks of `any` in it."""
+        yield self
+        for block in self.any:
+            yield from block.blocks()
 
-def _none_of(blocks: Sequence[Matcher], subject: Subject) -> str | None:
-    whys = []
-    for number, block in enumerate(blocks):
+
+def _none_of(blocks: Sequence[Matcher], subject: Subject) -> Why | None:
+    whys: list[Why] = []
+    for block in blocks:
         why = block.mismatch(subject)
         if why is None:
             return None
-        whys.append(f"any[{number}]: {why}")
-    return "; ".join(whys)
+        whys.append(why)
+    return Why(_no_block, whys)
 
 
-def _no_identity(field: Sequence[Identity], ids: Ids) -> str:
+def _no_block(whys: Sequence[Why]) -> str:
+    return "; ".join(f"any[{number}]: {why}" for number, why in enumerate(whys))
+
+
+def _other_name(patterns: Sequence[NamePattern], subject: Subject) -> str:
+    return f"name is {subject.event.name}, not {_or(pattern.text for pattern in patterns)}"
+
+
+def _no_identity(field: Sequence[Identity], subject: Subject) -> str:
     name = field[0].field
     wanted = _or(text for identity in field for text in identity.texts)
-    have = sorted(ids.get(name, ()))
-    return f"{name} is {_or(have)}, not {wanted}" if have else f"no {name} is {wanted}"
+    have = subject.ids.get(name)
+    return f"{name} is {_or(have)}, not {wanted}" if have else f"no {name}, which must be {wanted}"
 
 
-def _or(texts: Any) -> str:
+def _or(texts: Iterable[str]) -> str:
     return " or ".join(texts)

@@ -47,6 +47,19 @@ class PatternError(ValueError):
         self.advice = advice
 
 
+class Why:
+    """Why something does not match, put into words only when somebody reads it."""
+
+    __slots__ = ("_parts", "_words")
+
+    def __init__(self, words: Callable[..., str], *parts: Any) -> None:
+        self._words = words
+        self._parts = parts
+
+    def __str__(self) -> str:
+        return self._words(*self._parts)
+
+
 class Leaves:
     """A JSON document as patterns see it: its leaves by path. Empty objects and arrays have none.
 
@@ -167,7 +180,7 @@ class Pattern:
 
     alternatives: tuple[tuple[Clause, ...], ...]
 
-    def mismatch(self, leaves: Leaves) -> str | None:
+    def mismatch(self, leaves: Leaves) -> Why | None:
         """The clause that failed first, in the alternative that came furthest; None if *leaves* match."""
         furthest, failed = -1, self.alternatives[0][0]
         for clauses in self.alternatives:
@@ -176,11 +189,7 @@ class Pattern:
                 return None
             if at > furthest:
                 furthest, failed = at, clauses[at]
-        return failed.why(leaves)
-
-    def matches(self, leaves: Leaves) -> bool:
-        """The same without the words, which cost more than the answer."""
-        return any(_failed(clauses, leaves) is None for clauses in self.alternatives)
+        return Why(failed.why, leaves)
 
 
 def _failed(clauses: Sequence[Clause], leaves: Leaves) -> int | None:

@@ -52,7 +52,11 @@ def parse(text: str, file: str, *, sinks: Collection[str]) -> RuleFile:
 
     *sinks* are the names that `send` may hold.
     """
-    document = parse_yaml(text, file, as_written)
+    return read(parse_yaml(text, file, as_written), sinks=sinks)
+
+
+def read(document: Document, *, sinks: Collection[str]) -> RuleFile:
+    """The same of a *document* that was read with `as_written`."""
     reader = _Reader(document, sinks)
     rules = reader.file()
     if reader.mistakes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.event import Event
-from bridge.matcher import Matcher, NamePattern, Subject
+from bridge.index import index
+from bridge.matcher import Matcher, NamePattern, Names, Subject, Wide, never
+from bridge.pattern import Why
 
 OWN = ("bridge.", "notification.")
 """Names no event stream of The Things Stack has."""
@@ -58,34 +60,50 @@ class Rule:
     number: int = 0
     """Which rule of *file*, from 0."""
 
-    def mismatch(self, subject: Subject) -> str | None:
-        """Why the rule does not want *subject*: the first clause that failed; None if it does."""
+    def matchers(self) -> Iterator[Matcher]:
+        """All blocks of `match` and `unless`."""
+        yield from self.match.blocks()
+        if self.unless is not None:
+            yield from self.unless.blocks()
+
+    def mismatch(self, subject: Subject) -> Why | None:
+        """Why the rule does not want *subject*: the first clause that failed; None if it does.
+
+        The engine, `bridge explain`, `bridge test` and the page all ask this, so they cannot disagree.
+        """
         why = self.match.mismatch(subject)
-        if why is None and self.unless is not None and self.unless.mismatch(subject) is None:
-            return "unless matches"
-        if why is None and self.sample is not None and not self.sample.takes(subject.event.unique_id):
-            return f"sample {self.sample} leaves it out"
-        return why
+        if why is not None:
+            return why
+        if self.unless is not None and self.unless.mismatch(subject) is None:
+            return Why(lambda: "unless matches")
+        if self.sample is not None and not self.sample.takes(subject.event.unique_id):
+            return Why("sample {} leaves it out".format, self.sample)
+        return None
 
 
-@dataclass(frozen=True, slots=True)
 class RuleSet:
-    rules: tuple[Rule, ...]
-    _by_name: dict[str, tuple[Rule, ...]] = field(default_factory=dict)
+    """Rules ready to be asked; what they were asked before makes the next answer quick, and changes none."""
+
+    def __init__(self, rules: tuple[Rule, ...], wide: Wide) -> None:
+        self.rules = rules
+        self._wide = wide
+        self._names = Names(pattern for rule in rules for each in rule.matchers() for pattern in each.names)
+        self._index = index([rule.match for rule in rules])
 
     @classmethod
-    def of(cls, rules: Iterable[Rule]) -> RuleSet:
-        return cls(tuple(rules))
+    def of(cls, rules: Iterable[Rule], wide: Wide = never) -> RuleSet:
+        """*wide* knows the 64-bit integers of the wire (`Catalogue.is_int64`)."""
+        return cls(tuple(rules), wide)
+
+    def subject(self, event: Event) -> Subject:
+        return Subject(event, self._names, self._wide)
 
     def select(self, event: Event) -> tuple[Rule, ...]:
         """The rules that want *event*, in their order."""
-        candidates = self._by_name.get(event.name)
-        if candidates is None:
-            candidates = tuple(rule for rule in self.rules if rule.match.may_be_named(event.name))
-            if len(self._by_name) > 10_000:
-                self._by_name.clear()
-            self._by_name[event.name] = candidates
-        subject = Subject(event)
+        subject = self.subject(event)
+        found: set[int] = set()
+        self._index.find(subject, found)
+        candidates = [self.rules[number] for number in sorted(found)]
         return tuple(rule for rule in candidates if rule.mismatch(subject) is None)
 
     def names(self) -> list[str]:

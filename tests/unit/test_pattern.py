@@ -24,10 +24,8 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 
 def matches(pattern: Any, event: Any) -> bool:
-    """By both answers, which may not differ."""
-    compiled, leaves = compile(pattern), Leaves(event)
-    why = compiled.mismatch(leaves)
-    assert compiled.matches(leaves) is (why is None)
+    why = compile(pattern).mismatch(Leaves(event))
+    assert why is None or str(why)
     return why is None
 
 
@@ -193,18 +191,18 @@ def test_the_clause_that_failed_is_named_with_what_was_there() -> None:
     pattern = compile(
         {"rx": {"gw": ["a"], "rssi": [{"numeric": ["<", -110]}]}, "zz": [1, "x", {"exists": False}]}
     )
-    assert pattern.mismatch(Leaves({})) == 'no rx.gw, which must be "a"'
+    assert str(pattern.mismatch(Leaves({}))) == 'no rx.gw, which must be "a"'
     assert (
-        pattern.mismatch(Leaves({"rx": {"gw": "a", "rssi": -50}}))
+        str(pattern.mismatch(Leaves({"rx": {"gw": "a", "rssi": -50}})))
         == 'rx.rssi is -50, not numeric ["<", -110]'
     )
     split = {"rx": [{"gw": "a", "rssi": -50}, {"gw": "b", "rssi": -120}]}
     assert (
-        pattern.mismatch(Leaves(split))
+        str(pattern.mismatch(Leaves(split)))
         == 'rx.rssi is numeric ["<", -110] only in another array element than the fields before it'
     )
     last = {"rx": {"gw": "a", "rssi": -120}, "zz": "y"}
-    assert pattern.mismatch(Leaves(last)) == 'zz is "y", not 1 or "x" or absent'
+    assert str(pattern.mismatch(Leaves(last))) == 'zz is "y", not 1 or "x" or absent'
 
 
 def test_a_string_of_digits_is_a_number_where_the_wire_says_so() -> None:
@@ -212,7 +210,7 @@ def test_a_string_of_digits_is_a_number_where_the_wire_says_so() -> None:
     event = {"frequency": "868100000", "name": "868100000"}
 
     def holds(pattern: Any) -> bool:
-        return compile(pattern).matches(Leaves(event, lambda path: path == "frequency"))
+        return compile(pattern).mismatch(Leaves(event, lambda path: path == "frequency")) is None
 
     assert holds({"frequency": [{"numeric": [">=", 868000000]}]})
     assert not holds({"frequency": [{"numeric": [">", 868100000]}]})
@@ -272,8 +270,7 @@ def test_garbage_is_refused_and_never_crashes(pattern: Any, document: Any) -> No
         compiled = compile(pattern)
     except PatternError:
         return
-    why = compiled.mismatch(Leaves(document))
-    assert compiled.matches(Leaves(document)) is (why is None)
+    str(compiled.mismatch(Leaves(document)))
 
 
 def test_a_document_nested_without_end_is_judged() -> None:
@@ -329,4 +326,6 @@ def exhaustive(clauses: tuple[Clause, ...], leaves: Leaves) -> bool:
 def test_the_search_agrees_with_trying_everything(pattern: Any, document: Any) -> None:
     """Array consistency, whatever the nesting."""
     compiled, leaves = compile(pattern), Leaves(document)
-    assert compiled.matches(leaves) is any(exhaustive(each, leaves) for each in compiled.alternatives)
+    assert (compiled.mismatch(leaves) is None) is any(
+        exhaustive(each, leaves) for each in compiled.alternatives
+    )
