@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Rejected
 from bridge.errors import RenderError
+from bridge.event import ApplicationIds, Event, Identifiers
 from bridge.fields import Duration, Section
 from bridge.render import CONTENT_TYPE, Format, Template, body, topic_level
 from bridge.sinks import mqtt_address
@@ -30,6 +31,7 @@ from bridge.tls import TlsConfig, context
 LATER = "is not available in this version"
 ONLINE, OFFLINE = b"online", b"offline"
 SAMPLE_SINK = "sink"  # what a status topic is tried with when the config is loaded
+NOBODY = "\ue000"  # stands in a status topic for what there is no delivery to take from
 
 
 def _broker_url(url: str) -> str:
@@ -95,8 +97,13 @@ class MqttConfig(Section):
 
 
 def status_topic(text: str, sink: str) -> str:
-    """The topic of *sink*'s status; raises RenderError or ValueError."""
-    return topic_name(Template(text, topic_level).fill({"sink": sink}))
+    """*sink*'s status topic; raises RenderError, or ValueError if *text* asks for more than the sink."""
+    ids = (Identifiers(application_ids=ApplicationIds(NOBODY)),)
+    nothing = Delivery(0, NOBODY, Event("", "", 0, "", ids, b"{}"), NOBODY, NOBODY, sink, 1, 0.0)
+    topic = topic_name(Template(text, topic_level).render(nothing))
+    if NOBODY in topic:
+        raise ValueError("a status topic knows only sink")
+    return topic
 
 
 class Composer(Protocol):
