@@ -112,7 +112,9 @@ class TtsSourceConfig(Section):
     grpc_address: Annotated[str, AfterValidator(_host_and_port)] | None = None
     """`host:port` for gRPC; default: the host of url, 8884 (1884 for http://)."""
     identifiers: Annotated[tuple[IdentifierConfig, ...], Field(min_length=1)]
-    names: Annotated[Any, BeforeValidator(_names)] = "auto"
+    names: Annotated[Any, BeforeValidator(_names, json_schema_input_type=Literal["auto"] | list[str])] = (
+        "auto"
+    )
     """Event names the server is asked for: auto is what the rules need."""
     start: Annotated[str, BeforeValidator(_from), Field(alias="from")] = "now"
     """Where an identifier without a cursor begins: now, oldest, or a duration back."""
@@ -149,7 +151,7 @@ class ReplaySourceConfig(Section):
     type: Literal["replay"]
     path: File
     """A .sse or .ndjson file."""
-    speed: Annotated[Any, BeforeValidator(_speed)] = 1
+    speed: Annotated[Any, BeforeValidator(_speed, json_schema_input_type=Literal["max"] | float)] = 1
     """1 is as recorded, N is N times as fast, max does not wait."""
     verbatim: bool = False
     """Keep times and ids; default: times shifted to now, ids made fresh for the run."""

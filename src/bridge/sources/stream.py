@@ -216,7 +216,10 @@ class Streams:
         self._feed.metrics.source_connected.labels(self._feed.name).set(bool(self.open_streams))
 
     async def _take(self, opened: Opened, event: Event) -> None:
-        """Judge one event and hand it over."""
+        """Judge one event and hand it over.
+
+        History has no events from before *after*: an older one has come late, and is news.
+        """
         now = anyio.current_time()
         wanted = opened.wanted
         brought_by = [wanted.entities[each] for each in carriers(event, wanted.entities, self._propagates)]
@@ -224,6 +227,7 @@ class Streams:
         old = event.time_ns < opened.start_ns
         if old:
             opened.last_old = now
+        if old and event.time_ns >= (wanted.after or 0):
             self._testify(opened, event, brought_by)
             if event.time_ns < opened.skip_before:
                 return
@@ -231,7 +235,7 @@ class Streams:
                 return
             if wanted.replay and not already:
                 self._recover(event, brought_by)
-        elif wanted.is_live:
+        elif not old and wanted.is_live:
             lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
             self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
         if not already:
