@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from typing import Annotated
 
@@ -43,7 +44,8 @@ async def sent(config: Config, sink: str) -> Outcome:
     if sink not in config.sinks:
         known = ", ".join(sorted(config.sinks)) or "none"
         raise ConfigError([Mistake("--sink", 0, sink, f"no such sink; there is {known}")])
-    async with open_sink(sink, config.sinks[sink], now=time.time) as opened:
+    suffix = secrets.token_hex(3)
+    async with open_sink(sink, config.sinks[sink], now=time.time, suffix=suffix) as opened:
         return await opened.send(delivery(sink, time.time()))
 
 

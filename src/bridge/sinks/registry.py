@@ -17,14 +17,17 @@ SinkConfig: TypeAlias = Annotated[WebhookConfig | MqttConfig | SlackConfig, Fiel
 
 
 def open_sink(
-    name: str, config: SinkConfig, *, now: Callable[[], float]
+    name: str, config: SinkConfig, *, now: Callable[[], float], suffix: str = ""
 ) -> AbstractAsyncContextManager[Sink]:
-    """The sink of *config*; *now* is unix seconds. Raises StartError for files it cannot use."""
+    """The sink of *config*; *now* is unix seconds. Raises StartError for files it cannot use.
+
+    A command gives a random *suffix*, for what a receiver knows the running bridge by (MQTT's client id).
+    """
     match config:
         case WebhookConfig():
             return open_webhook(name, config, now=now)
         case MqttConfig():
-            return open_mqtt(name, config, now=now)
+            return open_mqtt(name, config, now=now, suffix=suffix)
         case SlackConfig():
             return open_slack(name, config, now=now)
     assert_never(config)
