@@ -17,8 +17,10 @@ from bridge.errors import ConfigError, Mistake
 from bridge.fields import Duration, Section, Size, mistakes, relative_to
 from bridge.overrides import overridden
 from bridge.redact import parse_path
+from bridge.rulefile import RuleFile, clashes
 from bridge.rulefile import parse as parse_rules
-from bridge.rules import Rule, RuleSet
+from bridge.rules import RuleSet
+from bridge.shared import catalogue
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.registry import SourceConfig
 
@@ -129,6 +131,7 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
     log: LogConfig = LogConfig()
 
     _rules: RuleSet = PrivateAttr(default_factory=lambda: RuleSet.of(()))
+    _rule_files: tuple[RuleFile, ...] = ()
     _hash: str = PrivateAttr(default="")
     _files: tuple[Path, ...] = PrivateAttr(default=())
 
@@ -137,6 +140,11 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
+
+    @property
+    def rule_files(self) -> tuple[RuleFile, ...]:
+        """With what lint and `bridge test` need of them."""
+        return self._rule_files
 
     @property
     def rule_set(self) -> RuleSet:
@@ -186,10 +194,11 @@ def load(path: Path, environ: Mapping[str, str], *, no_secrets: bool = False) ->
     except ConfigError as error:
         found.extend(error.mistakes)
     config = validated(document, value, path.parent, found)
-    rules, texts = rules_of(document, path.parent, found)
+    rule_files, texts = rules_of(document, path.parent, found)
     if found or config is None:
         raise ConfigError(found)
-    config._rules = RuleSet.of(rules)
+    config._rule_files = tuple(rule_files)
+    config._rules = RuleSet.of([rule for each in rule_files for rule in each.rules], catalogue().is_int64)
     config._files = (
         path,
         *rule_places(document, path.parent),
@@ -218,27 +227,26 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def rules_of(document: yamltext.Document, folder: Path, found: list[Mistake]) -> tuple[list[Rule], list[str]]:
-    """The rules of all the files, and the texts they were made from."""
+def rules_of(
+    document: yamltext.Document, folder: Path, found: list[Mistake]
+) -> tuple[list[RuleFile], list[str]]:
+    """The rule files, and the texts they were made from."""
     value = document.value or {}
     sinks = [str(name) for name in value.get("sinks") or {}]
-    rules: dict[str, Rule] = {}
+    files: list[RuleFile] = []
     texts: list[str] = []
-    for path in rule_files(document, folder, found):
+    for path in rule_paths(document, folder, found):
         try:
             text = read(path, str(path), "correct the path in rules")
             texts.append(text)
-            for rule in parse_rules(text, str(path), sinks=sinks).rules:
-                if rule.name in rules:
-                    advice = "is also the name of a rule in another file; names are unique"
-                    found.append(Mistake(str(path), 0, f"rule {rule.name}", advice))
-                rules[rule.name] = rule
+            files.append(parse_rules(text, str(path), sinks=sinks))
         except ConfigError as error:
             found.extend(error.mistakes)
-    return list(rules.values()), texts
+    found.extend(clashes(files))
+    return files, texts
 
 
-def rule_files(document: yamltext.Document, folder: Path, found: list[Mistake]) -> Iterator[Path]:
+def rule_paths(document: yamltext.Document, folder: Path, found: list[Mistake]) -> Iterator[Path]:
     """Every file the patterns of `rules` name, once; a pattern that names none is a mistake."""
     value = (document.value or {}).get("rules")
     patterns = [RULES] if value is None else [value] if isinstance(value, str) else value
@@ -255,7 +263,7 @@ def rule_files(document: yamltext.Document, folder: Path, found: list[Mistake]) 
 
 def rule_places(document: yamltext.Document, folder: Path) -> list[Path]:
     """The rule files, and the folders in which a pattern may find more of them."""
-    files = list(rule_files(document, folder, []))
+    files = list(rule_paths(document, folder, []))
     return sorted({*files, *(file.parent for file in files)})
 
 
