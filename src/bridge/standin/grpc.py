@@ -78,6 +78,10 @@ class GrpcServer:
         """How many are open."""
         return len(self.world.subscriptions)
 
+    @property
+    def connections(self) -> int:
+        return self._relay.connections
+
     async def start(self) -> None:
         """Serve; after `stop` at the same address again."""
         self._server = aio.server(options=self._options)
