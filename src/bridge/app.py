@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
 from bridge.sinks.registry import SinkConfig, open_sink
+from bridge.sources import Source
 from bridge.sources.registry import SourceConfig, open_source
 from bridge.tls import context
 from bridge.web import http, listen, url_of
@@ -197,7 +198,9 @@ class App:
         for name in set(self.sources.running) - set(new.sources):
             await self.sources.stop(name)
 
-    def _open_source(self, name: str, config: SourceConfig, names: list[str]):  # type: ignore[no-untyped-def]
+    def _open_source(
+        self, name: str, config: SourceConfig, names: list[str]
+    ) -> AbstractAsyncContextManager[Source]:
         return open_source(
             name, config, metrics=self.metrics, outbox=self._outbox, names=names, now=time.time
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import references, yamltext
 from bridge.errors import ConfigError, Mistake
@@ -97,14 +97,16 @@ class LogConfig(Section):
     """auto: console on a terminal, else JSON."""
 
 
-class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel; Section's settings win
+class Config(BaseSettings):
     """The whole of bridge.yaml.
 
     `load` lays environment variables over the file itself: a variable has to name something that exists,
     and a mistake has to name the variable.
     """
 
-    model_config = Section.model_config
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     sources: dict[Name, SourceConfig] = {}
     sinks: dict[Name, SinkConfig] = {}
@@ -137,7 +139,12 @@ class Config(BaseSettings, Section):  # type: ignore[misc]  # both are BaseModel
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 

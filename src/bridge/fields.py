@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -108,14 +108,19 @@ def _written(document: Document, loc: Sequence[str | int], details: ErrorDetails
     path: list[str | int] = []
     value = document.value
     for step in loc:
-        if (isinstance(value, Mapping) and step in value) or (
-            isinstance(value, list) and isinstance(step, int) and step < len(value)
-        ):
+        if step in _steps(value):
             value = value[step]
             path.append(step)
     if details["type"] == "missing" and loc[-1] not in path[-1:]:
         path.append(loc[-1])
     return tuple(path)
+
+
+def _steps(value: Any) -> Collection[str | int]:
+    """The keys or places *value* has."""
+    if isinstance(value, Mapping):
+        return value.keys()
+    return range(len(value)) if isinstance(value, list) else ()
 
 
 def _advice(details: ErrorDetails, known: frozenset[str]) -> str:
