@@ -1,98 +1,79 @@
 """A delivery as text or bytes: templates, formats, the summary.  No I/O, no clock in this file.
 
-Templates are Jinja2 in its immutable sandbox, strict about undefined names. Item access comes before
-attribute access, so that `data.values` is the field and not the method of a dict.
+Templates are Jinja2 in the sandbox of `sandbox`, strict about undefined names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from jinja2 import StrictUndefined, TemplateError, Undefined, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, meta
 
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.event import Event, ids_of
+from bridge.filters import FILTERS, NOW, IdsPath, slack_escape, topic_level
+from bridge.sandbox import BUDGET, LONGEST, PER_STEP, TEXT, Budget, Environment, Limits
+
+__all__ = ["Format", "IdsPath", "Template", "body", "context", "slack_escape", "summary", "topic_level"]
 
 Format: TypeAlias = Literal["event", "data"]
 
 CONTENT_TYPE: Mapping[Format, str] = {"event": "application/json", "data": "application/json"}
 
-RENDER_LIMIT = 1 << 20  # characters a template may make; an event is 16 MiB at most and 2 kB as a rule
-
 NAMES = frozenset({"event", "ids", "data", "sink", "rule", "summary"})
+ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "events"})
+"""What only notifications of alerts have, beside each of their labels."""
 
-
-class IdsPath(str):
-    """`ids.path`: the one value whose slash is a separator and stays one in a topic."""
-
-    __slots__ = ()
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Mapping) and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what one call could blow up: `'a' * 10**10`, `10**10**10`, `'%10000000d' % 1`."""
-        if operator == "**" and (abs(left) > 10**6 or abs(right) > 64):
-            raise RenderError("power too large for a template")
-        if operator == "*" and any(isinstance(side, str | list | tuple) for side in (left, right)):
-            raise RenderError("text and lists cannot be multiplied in a template")
-        if operator == "%" and isinstance(left, str):
-            raise RenderError("use ~ or filters instead of % to build text in a template")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment(escape: Callable[[Any], str] | None) -> _Environment:
-    def finalize(value: Any) -> Any:
-        return value if isinstance(value, Undefined) or escape is None else escape(value)
-
-    environment = _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
-    for name in ("center", "indent", "format", "pprint", "lipsum"):  # widths and sizes without end
-        environment.filters.pop(name, None)
-        environment.globals.pop(name, None)
-    environment.globals.pop("namespace", None)
-    return environment
+ALERTS = "bridge.alert."
 
 
 class Template:
     """One template of the config, compiled; *escape* is applied to every value put into the text."""
 
-    def __init__(self, text: str, escape: Callable[[Any], str] | None = None) -> None:
-        """Raises ValueError that says what is wrong with *text*, and on names no template has."""
-        environment = _environment(escape)
+    def __init__(
+        self, text: str, escape: Callable[[Any], str] | None = None, *, labels: Collection[str] = ()
+    ) -> None:
+        """Raises ValueError that says what is wrong with *text*, and on names no template has.
+
+        *labels* are the labels of all alerts, each of which is a name.
+        """
+        if len(text) > TEXT:
+            raise ValueError(f"template: at most {TEXT} characters")
+        environment = Environment(escape, FILTERS)
         try:
             tree = environment.parse(text)
-            unknown = meta.find_undeclared_variables(tree) - NAMES - set(environment.globals)
-            self._template = environment.from_string(text)
+            self._uses = frozenset(meta.find_undeclared_variables(tree)) - set(environment.globals)
+            code = environment.compile(Limits().visit(tree))
         except TemplateError as error:
             raise ValueError(f"template: {error.message or type(error).__name__}") from None
+        except (RecursionError, SyntaxError, MemoryError):
+            raise ValueError("template: nested too deeply") from None
+        unknown = self._uses - NAMES - ALERT_NAMES - set(labels)
         if unknown:
             raise ValueError(f"template: {min(unknown)} is not defined; there is {', '.join(sorted(NAMES))}")
-        self._uses = frozenset(meta.find_undeclared_variables(tree))
+        self._template = environment.template_class.from_code(environment, code, environment.globals)
+        self._cost = 1 + len(text) // PER_STEP
 
-    def render(self, delivery: Delivery) -> str:
-        """The text for *delivery*; raises RenderError, which makes it a dead letter."""
-        return self.fill(context(delivery, self._uses))
+    def render(self, delivery: Delivery, now: float | None = None) -> str:
+        """The text for *delivery*; raises RenderError, which makes it a dead letter.
 
-    def fill(self, values: Mapping[str, Any]) -> str:
-        """The text with *values* for its names, where there is no delivery; raises RenderError."""
+        *now*, unix seconds, is what `ago` counts back from; without it the time the event was taken in.
+        """
+        values = context(delivery, self._uses)
+        values |= {BUDGET: Budget(self._cost), NOW: delivery.received if now is None else now}
         parts: list[str] = []
         length = 0
         try:
             for part in self._template.generate(values):
                 parts.append(part)
                 length += len(part)
-                if length > RENDER_LIMIT:
-                    raise RenderError(f"template made more than {RENDER_LIMIT} characters")
+                if length > LONGEST:
+                    raise RenderError(f"the template makes more than {LONGEST} characters")
+        except RecursionError:
+            raise RenderError("template: nested too deeply") from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise RenderError(f"template: {error}") from None
         return "".join(parts)
@@ -105,24 +86,23 @@ def context(delivery: Delivery, uses: frozenset[str] = NAMES) -> dict[str, Any]:
     if "ids" in uses:
         ids = ids_of(event)
         values["ids"] = ids | {"path": IdsPath(ids["path"])}
-    if uses & {"event", "data"}:
+    if uses - {"ids", "sink", "rule", "summary"} or event.name.startswith(ALERTS):
         document = event.document()
         values["event"] = document
         values["data"] = document.get("data", {})
-    if "summary" in uses:
+        if event.name.startswith(ALERTS):
+            values = alert_values(event.name, values["data"]) | values
+    if "summary" in uses and "summary" not in values:
         values["summary"] = summary(event)
     return values
 
 
-def topic_level(value: Any) -> str:
-    """*value* as it may stand in an MQTT topic name (MQTT 5 §4.7.1): `+ # /` and NUL are escaped."""
-    text = str(value).replace("+", "%2B").replace("#", "%23").replace("\0", "%00")
-    return text if isinstance(value, IdsPath) else text.replace("/", "%2F")
-
-
-def slack_escape(value: Any) -> str:
-    """*value* with Slack's three control characters escaped (Slack, "Formatting text")."""
-    return str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def alert_values(name: str, data: Any) -> dict[str, Any]:
+    """The names a notification of an alert adds: its own, its `summary`, and each of its labels."""
+    told = data if isinstance(data, dict) else {}
+    labels = told.get("labels")
+    own = {key: told[key] for key in (*ALERT_NAMES, "summary") if key in told}
+    return (dict(labels) if isinstance(labels, dict) else {}) | {"status": name.rpartition(".")[2]} | own
 
 
 class _Data(msgspec.Struct):

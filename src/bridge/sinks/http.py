@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
-from pydantic import AfterValidator
+from pydantic import AfterValidator, SecretStr
 
 from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
 from bridge.retry import http_outcome
@@ -34,7 +34,14 @@ def http_url(url: str) -> str:
     return url
 
 
+def _secret_http_url(value: SecretStr) -> SecretStr:
+    http_url(value.get_secret_value())
+    return value
+
+
 HttpUrl = Annotated[str, AfterValidator(http_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_secret_http_url)]
+"""A URL with a token or a password in it."""
 
 
 class BlockedError(OSError):

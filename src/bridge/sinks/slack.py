@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Rejected
 from bridge.errors import RenderError
@@ -23,7 +23,7 @@ from bridge.render import Template, slack_escape
 from bridge.retry import retry_after
 from bridge.sinks import BatchLimits, guard
 from bridge.sinks.batch import batch_id, by_halves
-from bridge.sinks.http import Answer, HttpUrl, Target, http_url, post, target
+from bridge.sinks.http import Answer, HttpUrl, SecretUrl, Target, post, target
 from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
 from bridge.sinks.slack_answers import judged
@@ -36,16 +36,11 @@ LINE = 300  # characters of a message in a digest
 LONGEST = 3500  # characters of a digest; Slack asks for at most 4,000
 
 
-def _secret_url(value: SecretStr) -> SecretStr:
-    http_url(value.get_secret_value())
-    return value
-
-
 class SlackConfig(Section):
     """Messages to one Slack channel."""
 
     type: Literal["slack"]
-    webhook_url: Annotated[SecretStr, AfterValidator(_secret_url)] | None = None
+    webhook_url: SecretUrl | None = None
     """The URL of an incoming webhook; or token and channel."""
     token: SecretStr | None = None
     """A bot token with the scope chat:write."""
@@ -64,7 +59,7 @@ class SlackConfig(Section):
     """With api_url: lets private and loopback addresses be reached."""
     allow_networks: tuple[str, ...] = ()
     """With api_url: CIDRs or host names that may be reached although they are not public."""
-    proxy: HttpUrl | None = None
+    proxy: SecretUrl | None = None
     """URL of an HTTP proxy; none is ever taken from the environment."""
     tls: TlsConfig = TlsConfig()
     retry: RetryConfig = RetryConfig()
@@ -213,7 +208,7 @@ async def open_slack(name: str, config: SlackConfig, *, now: Callable[[], float]
         limit=config.max_in_flight,
         timeout=config.timeout,
         tls=context(config.tls),
-        proxy=config.proxy,
+        proxy=config.proxy.get_secret_value() if config.proxy else None,
         hidden=[each for each in secrets if len(each) > 1],
     ) as to:
         yield Slack(name, config, to, now, Pace(config.rate_limit, BURST))

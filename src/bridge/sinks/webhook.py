@@ -1,29 +1,45 @@
-"""The webhook sink: one signed POST a delivery (Standard Webhooks 1.0).
+"""The webhook sink: one signed POST a delivery, or a batch of them (Standard Webhooks 1.0).
 
 The client is aiohttp: 5,000 requests a second on the machine where httpx made 150 (its pool is quadratic).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from bridge.delivery import Delivery, Outcome
+from bridge.delivery import Delivery, Failure, Outcome, Rejected
+from bridge.errors import RenderError
 from bridge.fields import Duration, Section, Size
-from bridge.render import CONTENT_TYPE, Format, body
+from bridge.formats import Encoder, Payload, is_json
+from bridge.render import Template
 from bridge.retry import http_outcome, retry_after
-from bridge.sinks import guard, signing
-from bridge.sinks.http import Answer, HttpUrl, Target, post, target
+from bridge.sinks import BatchLimits, guard, signing
+from bridge.sinks.batch import batch_id, by_halves, chunks, in_turn
+from bridge.sinks.http import Answer, HttpUrl, SecretUrl, Target, post, target
+from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
 LATER = "is not available in this version"
 OURS = frozenset(
-    {"webhook-id", "webhook-timestamp", "webhook-signature", "content-length", "host", "transfer-encoding"}
+    {
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+        "content-length",
+        "content-type",
+        "host",
+        "transfer-encoding",
+    }
 )
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 §5.6.2
 
 
 def _usable(secret: SecretStr) -> SecretStr:
@@ -35,13 +51,46 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Secrets = Annotated[tuple[Annotated[SecretStr, AfterValidator(_usable)], ...], BeforeValidator(_listed)]
+def _header_value(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().isprintable():
+        raise ValueError("a header's value is one line of printable characters")
+    return value
+
+
+def _header_name(name: str) -> str:
+    if not TOKEN.match(name):
+        raise ValueError("a header's name is made of letters, digits and - _ .")
+    if name.lower() in OURS:
+        other = "; use content_type" if name.lower() == "content-type" else "; leave it out"
+        raise ValueError(f"{name.lower()} is set by bridge{other}")
+    return name
+
+
+def _media_type(text: str) -> str:
+    kind, _, rest = text.partition("/")
+    if not (TOKEN.match(kind) and rest.isprintable() and TOKEN.match(rest.partition(";")[0].strip())):
+        raise ValueError("write a media type such as application/json")
+    return text
+
+
+Secrets = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_usable)], ...],
+    BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+]
+Headers = dict[
+    Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(_header_value)]
+]
 
 
 class BatchConfig(Section):
-    max_events: Annotated[int, Field(ge=1)] = 1
-    max_wait: Duration = 0.2
-    max_bytes: Size = 1 << 20
+    """Several deliveries in one request, as a JSON array."""
+
+    max_events: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """1: no batches."""
+    max_wait: Annotated[Duration, Field(ge=0, le=60)] = 0.2
+    """How long the first of a batch waits for others."""
+    max_bytes: Annotated[Size, Field(ge=1)] = 1 << 20
+    """Of a request's body; one delivery that is larger goes alone."""
 
 
 class WebhookConfig(Section):
@@ -51,82 +100,167 @@ class WebhookConfig(Section):
     url: HttpUrl
     secret: Secrets = ()
     """Signs each request (Standard Webhooks; whsec_...). A list while rotating: all sign."""
-    headers: Annotated[dict[str, SecretStr], Field(default_factory=dict)]
+    headers: Annotated[Headers, Field(default_factory=dict)]
     format: Literal[
         "event", "data", "cloudevents", "alertmanager", "tts-v3", "home-assistant", "template"
     ] = "event"
     cloudevents: Literal["structured", "binary"] = "structured"
+    """With format: cloudevents."""
     template: str | None = None
-    content_type: str | None = None
+    """With format: template."""
+    content_type: Annotated[str, AfterValidator(_media_type)] | None = None
+    """Instead of the format's own; for a template by default JSON or text, by what it makes."""
     batch: BatchConfig = BatchConfig()
     max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 64
+    """Requests at once."""
     timeout: Annotated[Duration, Field(gt=0, le=600)] = 10.0
     """For one attempt, connecting included."""
-    rate_limit: str | None = None
+    rate_limit: Rate | None = None
+    """Requests a second, such as 50/s; evenly, without bursts."""
     order: Literal["none", "entity"] = "none"
     allow_private_networks: bool = False
     """Lets private and loopback addresses be reached; link-local and cloud metadata stay shut."""
     allow_networks: tuple[str, ...] = ()
     """CIDRs or host names that may be reached although they are not public."""
-    proxy: str | None = None
+    proxy: SecretUrl | None = None
+    """URL of an HTTP proxy, with user and password if it wants them; none comes from the environment."""
     tls: TlsConfig = TlsConfig()
     retry: RetryConfig = RetryConfig()
 
     @model_validator(mode="after")
     def _checked(self) -> WebhookConfig:
         guard.policy(self.allow_private_networks, self.allow_networks)
-        taken = sorted(OURS & {name.lower() for name in self.headers})
-        if taken:
-            raise ValueError(f"headers: {taken[0]} is set by bridge; leave it out")
         later = {
-            f"format: {self.format}": self.format not in CONTENT_TYPE,
-            "cloudevents": self.cloudevents != "structured",
-            "template": self.template is not None,
-            "content_type": self.content_type is not None,
-            "batch": self.batch != BatchConfig(),
-            "rate_limit": self.rate_limit is not None,
+            f"format: {self.format}": self.format == "home-assistant",
             "order: entity": self.order != "none",
-            "proxy": self.proxy is not None,
         }
         for key, set_ in later.items():
             if set_:
                 raise ValueError(f"{key} {LATER}")
+        self._fits_together()
         return self
+
+    def _fits_together(self) -> None:
+        if (self.format == "template") != (self.template is not None):
+            raise ValueError("format: template and template belong together")
+        if self.cloudevents == "binary" and self.format != "cloudevents":
+            raise ValueError("cloudevents: binary goes with format: cloudevents")
+        if self.format == "cloudevents" and self.content_type:
+            raise ValueError("content_type: CloudEvents have their own; leave it out")
+        if self.batch.max_events > 1:
+            if self.cloudevents == "binary":
+                raise ValueError(
+                    "batch: there are no batches of binary CloudEvents; use cloudevents: structured"
+                )
+            if self.content_type and not is_json(self.content_type):
+                raise ValueError("batch: a batch is JSON, and content_type says something else")
+        self.encoder({})
+
+    def encoder(self, hosts: Mapping[str, str]) -> Encoder:
+        """How bodies are made; *hosts* maps a source to its TTS host; raises ValueError for a template."""
+        if self.format == "home-assistant":
+            raise ValueError(f"format: home-assistant {LATER}")
+        template = None if self.template is None else Template(self.template)
+        binary = self.cloudevents == "binary"
+        return Encoder(self.format, binary, template, self.content_type, hosts)
+
+    def hidden(self) -> list[str]:
+        """What must not come back in an answer that is kept."""
+        parts = urlsplit(self.url)
+        secrets = [value.get_secret_value() for value in (*self.secret, *self.headers.values())]
+        return [
+            each for each in (*secrets, parts.password, parts.query if len(parts.query) > 7 else None) if each
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    delivery: Delivery
+    body: bytes
 
 
 class Webhook:
-    def __init__(self, name: str, config: WebhookConfig, to: Target, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: WebhookConfig,
+        to: Target,
+        now: Callable[[], float],
+        hosts: Mapping[str, str],
+    ) -> None:
         self.name = name
         self.max_in_flight = config.max_in_flight
-        self._format: Format = "data" if config.format == "data" else "event"
+        batch = config.batch
+        self.batch_limits = BatchLimits(batch.max_events, batch.max_wait, batch.max_bytes)
+        self._encoder = config.encoder(hosts)
         self._keys = [signing.key(secret.get_secret_value()) for secret in config.secret]
-        self._headers = {"Content-Type": CONTENT_TYPE[self._format]} | {
-            name: value.get_secret_value() for name, value in config.headers.items()
-        }
+        self._headers = {name: value.get_secret_value() for name, value in config.headers.items()}
         self._to = to
         self._now = now
+        self._pace = Pace(config.rate_limit)
 
     async def send(self, delivery: Delivery) -> Outcome:
-        payload = body(delivery, self._format)
-        signed = signing.headers(self._keys, delivery.id, int(self._now()), payload)
-        answer = await post(self._to, payload, self._headers | signed)
+        if self.batch_limits.max_events > 1:
+            return (await self.send_batch([delivery]))[0]
+        try:
+            payload = self._encoder.one(delivery)
+        except RenderError as error:
+            return _unrendered(error)
+        return await self._post(payload, delivery.id)
+
+    async def send_batch(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        """A receiver that takes batches gets an array always, of one element too."""
+        outcomes: dict[int, Outcome] = {}
+        elements: list[_Element] = []
+        for delivery in deliveries:
+            try:
+                elements.append(_Element(delivery, self._encoder.element(delivery)))
+            except RenderError as error:
+                outcomes[delivery.row] = _unrendered(error)
+        most = self.batch_limits.max_bytes - 2
+        parts = list(chunks(elements, lambda each: len(each.body) + 1, most))
+        sent = await in_turn(parts, lambda part: by_halves(part, self._together))
+        outcomes |= {each.delivery.row: outcome for each, outcome in zip(elements, sent, strict=True)}
+        return [outcomes[delivery.row] for delivery in deliveries]
+
+    async def _together(self, elements: Sequence[_Element]) -> Outcome:
+        payload = self._encoder.many([each.body for each in elements], self.name)
+        return await self._post(payload, batch_id([each.delivery.id for each in elements]))
+
+    async def _post(self, payload: Payload, message_id: str) -> Outcome:
+        await self._pace.turn()
+        signed = signing.headers(self._keys, message_id, int(self._now()), payload.body)
+        headers = {"Content-Type": payload.content_type, **payload.headers, **self._headers, **signed}
+        answer = await post(self._to, payload.body, headers)
         if not isinstance(answer, Answer):
             return answer
         wait = retry_after(answer.retry_after, self._now())
         return http_outcome(answer.status, response=answer.body, retry_after=wait)
 
 
+def _unrendered(error: RenderError) -> Rejected:
+    return Rejected(Failure("template", str(error)))
+
+
 @asynccontextmanager
 async def open_webhook(
-    name: str, config: WebhookConfig, *, now: Callable[[], float]
+    name: str,
+    config: WebhookConfig,
+    *,
+    now: Callable[[], float],
+    hosts: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Webhook]:
-    """The sink of *config*; raises StartError for a certificate that cannot be used."""
+    """The sink of *config*; raises StartError for a certificate that cannot be used.
+
+    *hosts* maps each source to the host of its TTS: what CloudEvents name as their source.
+    """
     async with target(
         config.url,
         guard.policy(config.allow_private_networks, config.allow_networks),
         limit=config.max_in_flight,
         timeout=config.timeout,
         tls=context(config.tls),
-        hidden=[value.get_secret_value() for value in (*config.secret, *config.headers.values())],
+        proxy=config.proxy.get_secret_value() if config.proxy else None,
+        hidden=config.hidden(),
     ) as to:
-        yield Webhook(name, config, to, now)
+        yield Webhook(name, config, to, now, hosts or {})
