@@ -78,6 +78,9 @@ def test_a_receiver_that_goes_away_meanwhile_is_left_alone() -> None:
     found = outcomes(receiver, 8)
     assert found == [Delivered(200)] * 4 + [AWAY] * 4
     assert receiver.requests == [tuple(range(8)), (0, 1, 2, 3), (4, 5, 6, 7)]
+    earlier = Receiver({5}, breaks=2)
+    assert outcomes(earlier, 8) == [AWAY] * 8
+    assert earlier.requests == [tuple(range(8)), (0, 1, 2, 3)]
 
 
 def test_a_pause_is_everybodys() -> None:
