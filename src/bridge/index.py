@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from bridge.matcher import HEX_BITS, Identity, Matcher, Subject, address
+from bridge.identity import HEX_BITS, Identity, address
+from bridge.leaves import Field
+from bridge.matcher import Matcher, Subject
 from bridge.operators import keys
-from bridge.pattern import Clause, Field, Pattern
+from bridge.pattern import Clause, Pattern
 
 Key: TypeAlias = tuple[object, ...]
 Demand: TypeAlias = frozenset[Key]

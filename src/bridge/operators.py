@@ -29,7 +29,7 @@ class OperandError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Check:
     """One value or operator in the list of a field."""
 
     text: str
@@ -103,15 +103,17 @@ _IPV4 = re.compile(r"[0-9]{1,12}\.[0-9]{1,12}\.[0-9]{1,12}\.[0-9]{1,12}\Z")
 _IPV6 = re.compile(r"[0-9a-fA-F:]+\Z")
 
 
-def plain(value: Any) -> Test:
+def plain(value: Any) -> Check:
     """A value standing for itself. A string that is an IP address stands for the address however written."""
     if isinstance(value, float) and not math.isfinite(value):
         raise OperandError("takes finite numbers")
     address = ip(value) if isinstance(value, str) else None
     if address is not None:
-        return Test(shown(value), lambda leaf: isinstance(leaf, str) and ip(leaf) == address, ("ip", address))
+        return Check(
+            shown(value), lambda leaf: isinstance(leaf, str) and ip(leaf) == address, ("ip", address)
+        )
     wanted = key(value)
-    return Test(shown(value), lambda leaf: key(leaf) == wanted, wanted)
+    return Check(shown(value), lambda leaf: key(leaf) == wanted, wanted)
 
 
 def shown(value: Any) -> str:
@@ -125,14 +127,14 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test(name: str, operand: Any) -> Test:
+def test(name: str, operand: Any) -> Check:
     """The operator *name* applied to *operand*; raises OperandError."""
     make = OPERATORS.get(name)
     if make is None:
         close = difflib.get_close_matches(name, OPERATORS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(sorted(OPERATORS))}"
         raise OperandError(f"is no operator; {hint}")
-    return Test(f"{name} {shown(operand)}", make(operand), (), name, operand)
+    return Check(f"{name} {shown(operand)}", make(operand), (), name, operand)
 
 
 def _string(operand: Any) -> str:

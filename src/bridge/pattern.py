@@ -10,23 +10,19 @@ writes 64-bit integers as strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bridge.operators import OPERATORS, Int64, Key, OperandError, Test, plain, shown, test
+from bridge.leaves import NOWHERE, Field, Leaf, Leaves, Membership, Why
+from bridge.operators import OPERATORS, Check, Key, OperandError, plain, shown, test
 
-Path: TypeAlias = tuple[str, ...]
-Membership: TypeAlias = Mapping[int, int]
-"""An array, by its identity in memory, to the element of it that a leaf lies in."""
-Leaf: TypeAlias = tuple[Any, Membership]
+Path: TypeAlias = tuple[str | int, ...]
 
 MAX_ALTERNATIVES = 1000  # patterns `$or` may multiply into
 MAX_DEPTH = 200  # objects inside each other in a pattern
 MAX_FIELDS = 300  # of one pattern
 MAX_STEPS = 100_000  # leaves looked at for one event: only a hostile event comes near
-NOWHERE: Membership = {}
 NESTED_OR = frozenset(
     {
         *OPERATORS,
@@ -45,97 +41,14 @@ class PatternError(ValueError):
         super().__init__(advice)
         self.path = tuple(path)
         self.advice = advice
+        self.all: tuple[PatternError, ...] = (self,)
+        """Every mistake of the pattern, this one first."""
 
-
-class Why:
-    """Why something does not match, put into words only when somebody reads it."""
-
-    __slots__ = ("_parts", "_words")
-
-    def __init__(self, words: Callable[..., str], *parts: Any) -> None:
-        self._words = words
-        self._parts = parts
-
-    def __str__(self) -> str:
-        return self._words(*self._parts)
-
-
-class Leaves:
-    """A JSON document as patterns see it: its leaves by path. Empty objects and arrays have none.
-
-    Paths are walked when first asked for: most of a document is never looked at.
-    """
-
-    def __init__(self, document: Any, wide: Callable[[str], bool] = lambda _path: False) -> None:
-        self._document = document
-        self._wide = wide
-        self._at: dict[str, Sequence[Leaf]] = {}
-        self._numeric: dict[str, Sequence[Leaf]] = {}
-
-    def at(self, field: Field) -> Sequence[Leaf]:
-        found = self._at.get(field.path)
-        if found is None:
-            found = self._at[field.path] = walk(self._document, field.keys)
-        return found
-
-    def numeric_at(self, field: Field) -> Sequence[Leaf]:
-        """The same, with each string of digits marked that is a 64-bit integer."""
-        found = self._numeric.get(field.path)
-        if found is None:
-            found = self.at(field)
-            if any(is_digits(value) for value, _ in found) and self._wide(field.path):
-                found = [(Int64(value) if is_digits(value) else value, where) for value, where in found]
-            self._numeric[field.path] = found
-        return found
-
-
-def is_digits(value: Any) -> bool:
-    if not isinstance(value, str) or len(value) > 20:
-        return False
-    digits = value.removeprefix("-")
-    return digits.isascii() and digits.isdigit()
-
-
-Keys: TypeAlias = Sequence[Sequence[tuple[str, int]]]
-"""For each place in a path, the keys an object may have there and the place each leads to.
-
-A dot in a key is a dot in the path: `{"a.b": 1}` and `{"a": {"b": 1}}` are the same document.
-"""
-
-
-@dataclass(frozen=True)
-class Field:
-    path: str
-
-    @cached_property
-    def keys(self) -> Keys:
-        steps = self.path.split(".")
-        count = len(steps)
-        return [[(".".join(steps[at:to]), to) for to in range(at + 1, count + 1)] for at in range(count)]
-
-
-def walk(document: Any, keys: Keys) -> Sequence[Leaf]:
-    """The leaves of *document* at a path, in its order.
-
-    An array passes its elements on. Scalars of one array do not exclude each other: only an element that is
-    an object or an array is a place of its own (Event.traverseArray in event-ruler).
-    """
-    found: list[Leaf] = []
-    waiting: list[tuple[Any, int, Membership]] = [(document, 0, NOWHERE)]
-    end = len(keys)
-    while waiting:
-        value, at, where = waiting.pop()
-        if isinstance(value, dict):
-            if at < end:
-                waiting.extend((value[key], to, where) for key, to in reversed(keys[at]) if key in value)
-        elif isinstance(value, list):
-            waiting.extend(
-                (child, at, {**where, id(value): number} if isinstance(child, dict | list) else where)
-                for number, child in zip(range(len(value) - 1, -1, -1), reversed(value), strict=True)
-            )
-        elif at == end:
-            found.append((value, where))
-    return found
+    @classmethod
+    def of(cls, mistakes: Sequence[PatternError]) -> PatternError:
+        first = mistakes[0]
+        first.all = tuple(mistakes)
+        return first
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +56,7 @@ class Clause:
     """One field: any of *tests* on a leaf, or *absent*: no leaf there."""
 
     field: Field
-    tests: tuple[Test, ...]
+    tests: tuple[Check, ...]
     absent: bool = False
     exact: frozenset[Key | tuple[()]] | None = None
     """The keys of the values, if each test is one plain value."""
@@ -276,13 +189,13 @@ def compile(pattern: Any) -> Pattern:
     """
     if not isinstance(pattern, Mapping):
         raise PatternError((), "write a pattern as field: [values]")
-    try:
-        alternatives = _object(pattern, (), "", [{}], operators=True)
-    except PatternError as error:
-        try:
-            alternatives = _object(pattern, (), "", [{}], operators=False)
-        except PatternError:
-            raise error from None
+    compiler = _Compiler()
+    alternatives = compiler.object(pattern, (), "", [{}])
+    if compiler.mistakes:
+        plainly = _Compiler(operators=False)
+        alternatives = plainly.object(pattern, (), "", [{}])
+        if plainly.mistakes:
+            raise PatternError.of(compiler.mistakes)
     if max(map(len, alternatives)) > MAX_FIELDS:
         raise PatternError((), f"has more than {MAX_FIELDS} fields")
     return Pattern(tuple(tuple(each[path] for path in sorted(each)) for each in alternatives))
@@ -291,63 +204,99 @@ def compile(pattern: Any) -> Pattern:
 Alternatives: TypeAlias = list[dict[str, Clause]]
 
 
-def _object(
-    pattern: Mapping[str, Any],
-    path: Path,
-    dotted: str,
-    so_far: Alternatives,
-    *,
-    operators: bool,
-    inside_or: bool = False,
-) -> Alternatives:
-    """*so_far* with what *pattern* asks for; a path that comes again replaces what it was (event-ruler)."""
-    if not pattern:
-        raise PatternError(path, "is empty; write field: [values]")
-    if len(path) > MAX_DEPTH:
-        raise PatternError(path[:MAX_DEPTH], "is nested too deeply")
-    for name, value in pattern.items():
-        key = str(name)
-        here = (*path, key)
-        if key == "$or" and operators:
-            so_far = _or(value, here, dotted, so_far)
-        elif inside_or and key in NESTED_OR:
-            raise PatternError(here, "is no field that $or can have")
-        elif isinstance(value, Mapping):
-            below = f"{dotted}.{key}" if dotted else key
-            so_far = _object(value, here, below, so_far, operators=operators, inside_or=inside_or)
-        else:
-            clause = _clause(value, here, f"{dotted}.{key}" if dotted else key)
-            so_far = [{**each, clause.field.path: clause} for each in so_far]
-    return so_far
+@dataclass(slots=True)
+class _Compiler:
+    """Goes on after a mistake, so that all of them are told."""
+
+    operators: bool = True
+    """Is `$or` one?"""
+    mistakes: list[PatternError] = field(default_factory=list)
+
+    def wrong(self, path: Path, advice: str) -> None:
+        self.mistakes.append(PatternError(path, advice))
+
+    def object(
+        self,
+        pattern: Mapping[str, Any],
+        path: Path,
+        dotted: str,
+        so_far: Alternatives,
+        *,
+        inside_or: bool = False,
+    ) -> Alternatives:
+        """*so_far* with what *pattern* asks for; a path that comes again replaces what it was."""
+        if not pattern:
+            self.wrong(path, "is empty; write field: [values]")
+        if len(path) > MAX_DEPTH:
+            self.wrong(path[:MAX_DEPTH], "is nested too deeply")
+            return so_far
+        for name, value in pattern.items():
+            key = str(name)
+            here, below = (*path, key), f"{dotted}.{key}" if dotted else key
+            if key == "$or" and self.operators:
+                so_far = self.alternatives(value, here, dotted, so_far)
+            elif inside_or and key in NESTED_OR:
+                self.wrong(here, "is no field that $or can have")
+            elif isinstance(value, Mapping):
+                so_far = self.object(value, here, below, so_far, inside_or=inside_or)
+            elif (clause := self.clause(value, here, below)) is not None:
+                so_far = [{**each, below: clause} for each in so_far]
+        return so_far
+
+    def alternatives(self, value: Any, path: Path, dotted: str, so_far: Alternatives) -> Alternatives:
+        if (
+            not isinstance(value, list)
+            or len(value) < 2
+            or not all(isinstance(each, Mapping) for each in value)
+        ):
+            self.wrong(path, "takes a list of at least two patterns")
+            return so_far
+        found: Alternatives = []
+        for number, each in enumerate(value):
+            found += self.object(each, (*path, number), dotted, so_far, inside_or=True)
+            if len(found) > MAX_ALTERNATIVES:
+                self.wrong(path, f"multiplies into more than {MAX_ALTERNATIVES} patterns")
+                return so_far
+        return found
+
+    def clause(self, value: Any, path: Path, dotted: str) -> Clause | None:
+        if not isinstance(value, list):
+            self.wrong(path, f"a value stands in brackets: [{_example(value)}]")
+            return None
+        if not value:
+            self.wrong(path, "is an empty list; write the values to match")
+        absent = [item for item in value if _is_absent(item)]
+        tests = [self.test(item, path) for item in value if not _is_absent(item)]
+        checks = tuple(each for each in tests if each is not None)
+        plain_only = not absent and all(each.key != () for each in checks)
+        exact = frozenset(each.key for each in checks) if plain_only else None
+        return Clause(Field(dotted), checks, bool(absent), exact)
+
+    def test(self, item: Any, path: Path) -> Check | None:
+        try:
+            return _test(item)
+        except OperandError as error:
+            self.wrong(path, str(error))
+            return None
 
 
-def _or(value: Any, path: Path, dotted: str, so_far: Alternatives) -> Alternatives:
-    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(each, Mapping) for each in value):
-        raise PatternError(path, "takes a list of at least two patterns")
-    found: Alternatives = []
-    for each in value:
-        found += _object(each, path, dotted, so_far, operators=True, inside_or=True)
-        if len(found) > MAX_ALTERNATIVES:
-            raise PatternError(path, f"multiplies into more than {MAX_ALTERNATIVES} patterns")
-    return found
+def _test(item: Any) -> Check:
+    if isinstance(item, Mapping):
+        if len(item) != 1:
+            raise OperandError("has an object with more or less than one operator")
+        name, operand = next(iter(item.items()))
+        try:
+            return test(str(name), operand)
+        except OperandError as error:
+            called = name if name in OPERATORS else "an object in the list"
+            raise OperandError(f"{called} {error}") from None
+    if not (item is None or isinstance(item, str | int | float)):
+        raise OperandError("has a list inside a list; write one list of values")
+    return plain(item)
 
 
-def _clause(value: Any, path: Path, dotted: str) -> Clause:
-    if not isinstance(value, list):
-        raise PatternError(path, f"a value stands in brackets: [{_example(value)}]")
-    if not value:
-        raise PatternError(path, "is an empty list; write the values to match")
-    absent = [item for item in value if isinstance(item, Mapping) and _is_absent(item)]
-    tests = tuple(
-        _test(item, path) for item in value if not isinstance(item, Mapping) or not _is_absent(item)
-    )
-    plain_only = not absent and all(each.key != () for each in tests)
-    exact = frozenset(each.key for each in tests) if plain_only else None
-    return Clause(Field(dotted), tests, bool(absent), exact)
-
-
-def _is_absent(item: Mapping[str, Any]) -> bool:
-    return len(item) == 1 and item.get("exists") is False
+def _is_absent(item: Any) -> bool:
+    return isinstance(item, Mapping) and len(item) == 1 and item.get("exists") is False
 
 
 def _example(value: Any) -> str:
@@ -355,24 +304,3 @@ def _example(value: Any) -> str:
     if value is None:
         return "null"
     return "true" if isinstance(value, bool) else "5" if isinstance(value, int | float) else "..."
-
-
-def _test(item: Any, path: Path) -> Test:
-    if isinstance(item, Mapping):
-        if len(item) != 1:
-            raise PatternError(path, "has an operator object with more or less than one operator")
-        name, operand = next(iter(item.items()))
-        try:
-            return test(str(name), operand)
-        except OperandError as error:
-            raise PatternError(path, f"{_named(name)} {error}") from None
-    if not (item is None or isinstance(item, str | int | float)):
-        raise PatternError(path, "has a list inside a list; write one list of values")
-    try:
-        return plain(item)
-    except OperandError as error:
-        raise PatternError(path, str(error)) from None
-
-
-def _named(name: Any) -> str:
-    return str(name) if name in OPERATORS else "an object in the list"

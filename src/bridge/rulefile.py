@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from bridge import pattern
 from bridge.errors import ConfigError, Mistake
-from bridge.matcher import HEX_BITS, IDENTIFIERS, Identity, Matcher, MatchError, NamePattern, identities
-from bridge.pattern import Pattern, PatternError
-from bridge.rules import Rule, Sample, Test
+from bridge.matcher import Matcher
+from bridge.matchfile import block, is_as_written
+from bridge.reading import Reading, did_you_mean
+from bridge.rules import Example, Rule, Sample
 from bridge.yamltext import Document, Path
 from bridge.yamltext import parse as parse_yaml
 
-CONTENT = (
-    "data",
-    "origin",
-    "correlation_ids",
-    "authentication",
-    "visibility",
-    "remote_ip",
-    "user_agent",
-    "context",
-)
-"""Event fields a content pattern may stand in."""
 FILE_KEYS = ("rules",)
 RULE_KEYS = ("name", "match", "unless", "attach", "sample", "send", "allow", "tests", "description")
-MATCH_KEYS = ("name", *IDENTIFIERS, *HEX_BITS, *CONTENT, "any")
 TEST_KEYS = ("event", "event_file", "sends", "description")
 MAX_NAME = 200  # characters of a rule's name, which is a metric label
-MAX_DEPTH = 20  # blocks of `any` inside each other
 _FRACTION = re.compile(r"([0-9]{1,9})/([0-9]{1,9})\Z")
 
 
@@ -47,20 +33,20 @@ class RuleFile:
         return self.document.file
 
 
-def parse(text: str, file: str, *, sinks: Collection[str]) -> RuleFile:
+def parse(text: str, file: str, *, sinks: Collection[str] | None) -> RuleFile:
     """The rules of *text*; raises ConfigError with all its mistakes.
 
-    *sinks* are the names that `send` may hold.
+    *sinks* are the names that `send` may hold; None if any will do.
     """
     return read(parse_yaml(text, file, as_written), sinks=sinks)
 
 
-def read(document: Document, *, sinks: Collection[str]) -> RuleFile:
+def read(document: Document, *, sinks: Collection[str] | None) -> RuleFile:
     """The same of a *document* that was read with `as_written`."""
-    reader = _Reader(document, sinks)
+    reader = _Reader(Reading(document), sinks)
     rules = reader.file()
-    if reader.mistakes:
-        raise ConfigError(reader.mistakes)
+    if reader.reading.mistakes:
+        raise ConfigError(reader.reading.mistakes)
     return RuleFile(document, rules)
 
 
@@ -82,7 +68,7 @@ def as_written(path: Path) -> bool:
         case ("rules" | "alerts", int(), "name" | "send", *_):
             return True
         case ("rules" | "alerts", int(), "match" | "unless" | "down" | "up", *rest):
-            return _in_block(rest)
+            return is_as_written(rest)
         case ("rules", int(), "tests", int(), "sends" | "event_file", *_):
             return True
         case ("rules", int(), "tests", int(), "event", "name" | "time" | "unique_id" | "identifiers", *_):
@@ -90,38 +76,21 @@ def as_written(path: Path) -> bool:
     return False
 
 
-def _in_block(path: Sequence[str | int]) -> bool:
-    """The same inside a block, below which come more blocks of `any`."""
-    while len(path) > 1 and path[0] == "any" and isinstance(path[1], int):
-        path = path[2:]
-    return bool(path) and (path[0] == "name" or path[0] in IDENTIFIERS or path[0] in HEX_BITS)
-
-
-Values: TypeAlias = list[tuple[Path, str]]
-
-
 class _Reader:
-    """Reads on after a mistake, so that all of them are told."""
-
-    def __init__(self, document: Document, sinks: Collection[str]) -> None:
-        self.document = document
+    def __init__(self, reading: Reading, sinks: Collection[str] | None) -> None:
+        self.reading = reading
         self.sinks = sinks
-        self.mistakes: list[Mistake] = []
 
     def wrong(self, path: Path, advice: str) -> None:
-        self.mistakes.append(self.document.mistake(path, advice))
-
-    def mapping(self, value: Any, path: Path, known: Sequence[str], what: str) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            self.wrong(path, f"must be {what}")
-            return {}
-        for key in value:
-            if key not in known:
-                self.wrong((*path, key), f"unknown key{did_you_mean(key, known)}")
-        return value
+        self.reading.wrong(path, advice)
 
     def file(self) -> tuple[Rule, ...]:
-        top = self.mapping(self.document.value, (), FILE_KEYS, "a map with rules: [...]")
+        later = (
+            "; alerts are not in this version yet" if "alerts" in (self.reading.document.value or ()) else ""
+        )
+        top = self.reading.mapping(
+            self.reading.document.value, (), FILE_KEYS, "a map with rules: [...]", later
+        )
         entries = top.get("rules") if top else []
         if entries is None or not isinstance(entries, list):
             self.wrong(("rules",), "must be a list of rules, each beginning with - name:")
@@ -139,24 +108,24 @@ class _Reader:
                 self.wrong(("rules", rule.number, "name"), advice)
 
     def rule(self, value: Any, path: Path, number: int) -> Rule:
-        entry = self.mapping(value, path, RULE_KEYS, "a rule: a map with name, match and send")
+        entry = self.reading.mapping(value, path, RULE_KEYS, "a rule: a map with name, match and send")
         if isinstance(value, Mapping):
             for key in ("name", "match", "send"):
                 if key not in entry:
                     advice = "is required; {} takes every event" if key == "match" else "is required"
                     self.wrong((*path, key), advice)
-        unless = self.block(entry["unless"], (*path, "unless")) if "unless" in entry else None
+        unless = block(self.reading, entry["unless"], (*path, "unless")) if "unless" in entry else None
         return Rule(
             name=self.name(entry, path),
             send=self.send(entry.get("send", ()), (*path, "send")) if "send" in entry else (),
-            match=self.block(entry["match"], (*path, "match")) if "match" in entry else Matcher(),
+            match=block(self.reading, entry["match"], (*path, "match")) if "match" in entry else Matcher(),
             unless=unless,
             sample=self.sample(entry["sample"], (*path, "sample")) if "sample" in entry else None,
             attach_related=self.attach(entry["attach"], (*path, "attach")) if "attach" in entry else False,
             allow=self.allow(entry["allow"], (*path, "allow")) if "allow" in entry else {},
             tests=self.tests(entry["tests"], (*path, "tests")) if "tests" in entry else (),
-            file=self.document.file,
-            line=self.document.line(path),
+            file=self.reading.document.file,
+            line=self.reading.document.line(path),
             number=number,
         )
 
@@ -170,29 +139,22 @@ class _Reader:
         return str(name)
 
     def send(self, value: Any, path: Path) -> tuple[str, ...]:
-        names = self.texts(value, path, "the name of a sink")
+        names = self.reading.texts(value, path, "the name of a sink")
         if isinstance(value, list) and not value:
             self.wrong(path, "is empty; name the sinks this rule sends to")
         seen: Counter[str] = Counter()
         for at, name in names:
             seen[name] += 1
-            if name not in self.sinks:
-                self.wrong(at, f"no sink has this name{did_you_mean(name, self.sinks, list_all=True)}")
-            elif seen[name] == 2:
+            if self.is_sink(at, name) and seen[name] == 2:
                 self.wrong(at, "this sink is listed twice; keep one")
         return tuple(name for _, name in names)
 
-    def texts(self, value: Any, path: Path, what: str) -> Values:
-        """A text, or a list of them, each with its place."""
-        items = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
-        found: Values = []
-        for number, item in items:
-            at = path if number is None else (*path, number)
-            if isinstance(item, str) and item:
-                found.append((at, item))
-            else:
-                self.wrong(at, f"must be {what}, or a list of them")
-        return found
+    def is_sink(self, path: Path, name: str) -> bool:
+        if self.sinks is None or name in self.sinks:
+            return True
+        hint = did_you_mean(name, self.sinks) or f"; there is {', '.join(sorted(self.sinks)) or 'none'}"
+        self.wrong(path, f"no sink has this name{hint}")
+        return False
 
     def sample(self, value: Any, path: Path) -> Sample | None:
         found = _FRACTION.match(value) if isinstance(value, str) else None
@@ -215,75 +177,23 @@ class _Reader:
                 self.wrong((*path, key), "needs the reason why this warning does not apply")
         return {key: str(reason) for key, reason in value.items()}
 
-    def block(self, value: Any, path: Path, depth: int = 0) -> Matcher:
-        entry = self.mapping(value, path, MATCH_KEYS, "a map such as {name: as.up.data.forward}")
-        if depth > MAX_DEPTH:
-            self.wrong(path, f"has any inside any more than {MAX_DEPTH} times")
-            return Matcher()
-        found = [self.identity(field, entry[field], (*path, field)) for field in entry if field in _IDENTITY]
-        return Matcher(
-            names=self.names(entry["name"], (*path, "name")) if "name" in entry else (),
-            identities=tuple(field for field in found if field),
-            content=self.content({key: entry[key] for key in CONTENT if key in entry}, path),
-            any=self.any(entry["any"], (*path, "any"), depth + 1) if "any" in entry else (),
-        )
-
-    def any(self, value: Any, path: Path, depth: int) -> tuple[Matcher, ...]:
-        if not isinstance(value, list) or not value:
-            self.wrong(path, "must be a list of blocks, of which one has to match: [{...}, {...}]")
-            return ()
-        return tuple(self.block(each, (*path, number), depth) for number, each in enumerate(value))
-
-    def names(self, value: Any, path: Path) -> tuple[NamePattern, ...]:
-        if isinstance(value, list) and not value:
-            self.wrong(path, "is empty; write the names to match, or leave the field out")
-        found: list[NamePattern] = []
-        for at, text in self.texts(value, path, "an event name"):
-            try:
-                found.append(NamePattern.compile(text))
-            except MatchError as error:
-                self.wrong(at, str(error))
-        return tuple(found)
-
-    def identity(self, field: str, value: Any, path: Path) -> tuple[Identity, ...]:
-        if isinstance(value, list) and not value:
-            self.wrong(path, "is empty; write the values to match, or leave the field out")
-        texts = self.texts(value, path, "an address" if field in HEX_BITS else f"the id of a {field}")
-        for at, text in texts:
-            try:
-                identities(field, [text])
-            except MatchError as error:
-                self.wrong(at, str(error))
-                return ()
-        return identities(field, [text for _, text in texts])
-
-    def content(self, value: Mapping[str, Any], path: Path) -> Pattern | None:
-        """Each field is compiled alone for its mistakes, and all together to be matched."""
-        wrong = False
-        for key in value:
-            try:
-                pattern.compile({key: value[key]})
-            except PatternError as error:
-                self.wrong((*path, *error.path), error.advice)
-                wrong = True
-        return pattern.compile(value) if value and not wrong else None
-
-    def tests(self, value: Any, path: Path) -> tuple[Test, ...]:
+    def tests(self, value: Any, path: Path) -> tuple[Example, ...]:
         if not isinstance(value, list):
             self.wrong(path, "must be a list, each with event or event_file, and sends")
             return ()
         found = [self.test(each, (*path, number)) for number, each in enumerate(value)]
         return tuple(test for test in found if test is not None)
 
-    def test(self, value: Any, path: Path) -> Test | None:
-        entry = self.mapping(value, path, TEST_KEYS, "a map with event or event_file, and sends")
+    def test(self, value: Any, path: Path) -> Example | None:
+        entry = self.reading.mapping(value, path, TEST_KEYS, "a map with event or event_file, and sends")
         if not isinstance(value, Mapping):
             return None
-        before = len(self.mistakes)
-        sends = self.texts(entry.get("sends"), (*path, "sends"), "the name of a sink")
+        before = len(self.reading.mistakes)
+        if "sends" not in entry:
+            self.wrong((*path, "sends"), "is required; [] if the rule must not match")
+        sends = self.reading.texts(entry.get("sends", []), (*path, "sends"), "the name of a sink")
         for at, name in sends:
-            if name not in self.sinks:
-                self.wrong(at, f"no sink has this name{did_you_mean(name, self.sinks, list_all=True)}")
+            self.is_sink(at, name)
         if ("event" in entry) == ("event_file" in entry):
             self.wrong(path, "needs exactly one of event and event_file")
         event = entry.get("event")
@@ -292,20 +202,10 @@ class _Reader:
         file, hash_, unique_id = str(entry.get("event_file", "#-")).rpartition("#")
         if "event_file" in entry and not (file and hash_ and unique_id):
             self.wrong((*path, "event_file"), "must be a file and a unique_id: recorded.sse#01M853Q2...")
-        if len(self.mistakes) > before:
+        if len(self.reading.mistakes) > before:
             return None
-        names = tuple(name for _, name in sends)
+        names, line = tuple(name for _, name in sends), self.reading.document.line(path)
+        about = str(entry.get("description") or "")
         if "event" in entry:
-            return Test(self.document.line(path), names, event=event)
-        return Test(self.document.line(path), names, file=file, unique_id=unique_id)
-
-
-_IDENTITY = {*IDENTIFIERS, *HEX_BITS}
-
-
-def did_you_mean(word: str, known: Collection[str], *, list_all: bool = False) -> str:
-    """The end of a message: what *word* probably was, or else all there is."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there is {', '.join(sorted(known)) or 'none'}" if list_all else ""
+            return Example(line, names, about, event=event)
+        return Example(line, names, about, file=file, unique_id=unique_id)

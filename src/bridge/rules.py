@@ -9,8 +9,9 @@ from typing import Any
 
 from bridge.event import Event
 from bridge.index import index
-from bridge.matcher import Matcher, NamePattern, Names, Subject, Wide, never
-from bridge.pattern import Why
+from bridge.leaves import Why
+from bridge.matcher import Matcher, Subject, Wide, never
+from bridge.names import Names
 
 OWN = ("bridge.", "notification.")
 """Names no event stream of The Things Stack has."""
@@ -32,11 +33,12 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Example:
     """One entry of a rule's `tests:`; *line* from 1."""
 
     line: int
     sends: tuple[str, ...]
+    description: str = ""
     event: Mapping[str, Any] | None = None
     file: str | None = None
     unique_id: str | None = None
@@ -54,7 +56,7 @@ class Rule:
     """Deliver with the other events of its correlation ids, as `event.related`."""
     allow: Mapping[str, str] = field(default_factory=dict)
     """Lints that do not apply here, each with the reason."""
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Example, ...] = ()
     file: str = ""
     line: int = 0
     number: int = 0
@@ -112,11 +114,13 @@ class RuleSet:
 
 
 def upstream_names(matchers: Sequence[Matcher]) -> list[str]:
-    """`StreamEventsRequest.names` that cover what *matchers* can match; empty for everything."""
-    wanted: set[str] = set()
-    for matcher in matchers:
-        patterns: tuple[NamePattern, ...] = matcher.name_patterns()
-        if not patterns:
-            return []
-        wanted.update(p.upstream for p in patterns if not (p.exact and p.text.startswith(OWN)))
-    return sorted(wanted)
+    """`StreamEventsRequest.names` that cover what *matchers* can match; empty for everything.
+
+    "Everything" leaves out `gcs.managed.*`, which a server sends only to who names them
+    (pkg/events/mux/mux.go in v3.32); `/` is the expression that names all.
+    """
+    patterns = [matcher.name_patterns() for matcher in matchers]
+    wanted = {each for found in patterns for each in found if not (each.exact and each.text.startswith(OWN))}
+    if all(patterns):
+        return sorted({each.upstream for each in wanted})
+    return ["/"] if any("gcs" in each.text for each in wanted) else []

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from bridge.config import Config
-from bridge.matcher import HEX_BITS, IDENTIFIERS
-from bridge.rulefile import CONTENT
+from bridge.identity import HEX_BITS, IDENTIFIERS
+from bridge.matchfile import CONTENT
 
 Schema = dict[str, Any]
 

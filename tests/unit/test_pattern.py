@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.pattern import Clause, Leaves, PatternError, compile
+from bridge.leaves import Leaves
+from bridge.pattern import Clause, PatternError, compile
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -163,7 +164,7 @@ def test_scalars_of_one_array_do_not_exclude_each_other() -> None:
         ({"a": [["x"]]}, "a: has a list inside a list; write one list of values"),
         ({"a": [float("inf")]}, "a: takes finite numbers"),
         ({"$or": [{"a": [1]}]}, "$or: takes a list of at least two patterns"),
-        ({"$or": [{"a": [1]}, {"regex": ["x"]}]}, "$or.regex: is no field that $or can have"),
+        ({"$or": [{"a": [1]}, {"regex": ["x"]}]}, "$or.1.regex: is no field that $or can have"),
         ([1], ": write a pattern as field: [values]"),
     ],
 )

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from bridge import decode
 from bridge.event import Event
-from bridge.matcher import Matcher, MatchError, NamePattern, Subject, identities
+from bridge.identity import identities
+from bridge.matcher import Matcher, Subject
+from bridge.names import MatchError, NamePattern
 from bridge.rulefile import parse, read
 from bridge.rules import Rule, RuleSet, Sample
 from bridge.yamltext import Document
