@@ -14,12 +14,16 @@ import typer
 
 from bridge import logs
 from bridge.commands import dead_letters
+from bridge.commands.catalogue import catalogue
 from bridge.commands.check import check
 from bridge.commands.demo import demo
+from bridge.commands.init import init
+from bridge.commands.record import record
 from bridge.commands.run import run
 from bridge.commands.schema import schema
 from bridge.commands.send_test import send_test
 from bridge.commands.terminal import CANNOT, WRONG, fail
+from bridge.commands.test import run_tests
 from bridge.commands.trace import trace
 from bridge.errors import BridgeError, ConfigError
 
@@ -32,8 +36,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, check, demo, trace, send_test, schema):
+for command in (run, check, demo, init, send_test, trace, record, catalogue, schema):
     app.command()(command)
+app.command("test")(run_tests)
 app.add_typer(dead_letters.app, name="dead-letters")
 
 
