@@ -155,13 +155,18 @@ def move_cursors(db: sqlite3.Connection, batch: Batch) -> None:
     """Forward only; *starts* only where there is none."""
     db.executemany(
         "INSERT INTO cursors (source, identifier, time_ns) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        [(*key, at) for key, at in batch.starts.items()],
+        [(*key, storable(at)) for key, at in batch.starts.items()],
     )
     db.executemany(
         "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET time_ns = max(time_ns, excluded.time_ns), recent = excluded.recent",
-        [(*key, at, json.dumps(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
+        [(*key, storable(at), json.dumps(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
     )
+
+
+def storable(ns: int) -> int:
+    """*ns*, or the nearest an SQLite integer holds: a server may claim any year."""
+    return max(-(1 << 63), min(ns, (1 << 63) - 1))
 
 
 def last_ids(db: sqlite3.Connection, key: tuple[str, str], batch: Batch) -> list[str]:
