@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree  # only ever written
@@ -86,7 +87,7 @@ def junit(results: Sequence[Result]) -> str:
         for result in of_file:
             place = {"file": file, "line": str(result.test.line)}
             case = ElementTree.SubElement(
-                suite, "testcase", {"classname": file, "name": result.title, **place}
+                suite, "testcase", {"classname": file, "name": _clean(result.title), **place}
             )
             if not result.passed:
                 first, *rest = difference(result)
@@ -104,4 +105,7 @@ def _counts(results: Sequence[Result]) -> dict[str, str]:
 
 def _clean(text: str) -> str:
     """*text* without what XML cannot hold (XML 1.0 §2.2)."""
-    return "".join(each if each in "\t\n" or each >= " " else "\ufffd" for each in text)
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
