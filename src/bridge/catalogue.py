@@ -39,7 +39,9 @@ class EventName(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-class _Field(msgspec.Struct, frozen=True):
+class Field(msgspec.Struct, frozen=True):
+    """One field of a message; *of* is the message or enum it holds, if any."""
+
     name: str
     type: str
     of: str = ""
@@ -48,7 +50,7 @@ class _Field(msgspec.Struct, frozen=True):
 
 
 class _Message(msgspec.Struct, frozen=True):
-    fields: tuple[_Field, ...]
+    fields: tuple[Field, ...]
     map_entry: bool = False
 
 
@@ -125,6 +127,14 @@ class Catalogue:
         found = tuple(kind.rpartition("/")[2] for kind in known.data_types) if known else ()
         return (*found, PLAIN_ERROR) if ERROR in found else found
 
+    def fields(self, message: str) -> Sequence[Field]:
+        """The fields of *message*; none where they are not known."""
+        return tuple(self._messages.get(message, {}).values())
+
+    def is_map(self, message: str) -> bool:
+        """Is *message* an entry of a map, which in JSON is an object with keys of its own?"""
+        return message in self._maps
+
     def at(self, message: str, path: str) -> Wire | None:
         """What *path* leads to in the data of type *message*; None if it has no such field."""
         if path == "@type":
@@ -148,7 +158,7 @@ class Catalogue:
             return None
         return self._message(field, steps[1:]) if field.type == "message" else self._leaf(field, steps[1:])
 
-    def _message(self, field: _Field, steps: Sequence[str]) -> Wire | None:
+    def _message(self, field: Field, steps: Sequence[str]) -> Wire | None:
         short = field.of.removeprefix(WELL_KNOWN)
         if short in WRAPPERS and field.of != short:
             return None if steps else WRAPPERS[short]
@@ -156,7 +166,7 @@ class Catalogue:
             return OPEN
         return self._inside(field.of, steps) if steps else OBJECT
 
-    def _leaf(self, field: _Field, steps: Sequence[str]) -> Wire | None:
+    def _leaf(self, field: Field, steps: Sequence[str]) -> Wire | None:
         if steps:
             return None
         wire = self._enum(field.of) if field.type == "enum" else SCALARS.get(field.type, OPEN)

@@ -62,8 +62,11 @@ class Template:
 
         *now*, unix seconds, is what `ago` counts back from; without it the time the event was taken in.
         """
-        values = context(delivery, self._uses)
-        values |= {BUDGET: Budget(self._cost), NOW: delivery.received if now is None else now}
+        return self.fill(context(delivery, self._uses), delivery.received if now is None else now)
+
+    def fill(self, values: dict[str, Any], now: float) -> str:
+        """The text with *values*, such as `context` makes; raises RenderError."""
+        values = values | {BUDGET: Budget(self._cost), NOW: now}
         parts: list[str] = []
         length = 0
         try:
