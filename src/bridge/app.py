@@ -121,6 +121,7 @@ class App:
     async def run(self, config: Config, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Run *config* until *stop* is set; *ready* is called once everything is up."""
         failures: list[StartError] = []
+        waits = any(totals.waiting for totals in self._outbox.sink_totals().values())
 
         async def start() -> None:
             await self.sources.ready.wait()
@@ -132,7 +133,7 @@ class App:
                 stop.set()
                 return
             ready()
-            failures.extend(await self._first_open())
+            failures.extend([] if waits else await self._first_open())
             if failures:
                 stop.set()
 
@@ -241,7 +242,9 @@ class App:
             log.warning("these keys take effect at the next start", keys=keys)
 
     async def _first_open(self) -> list[StartError]:
-        """Why no source has opened at the start, if there is nothing to deliver either.
+        """Why no source has opened at the start; asked where nothing waited to be delivered then.
+
+        (What waits by now may be bridge's own events about it.)
 
         A refused key is known at once; a network that is not there yet gets FIRST_OPEN seconds.
         """
@@ -253,8 +256,6 @@ class App:
             failed = all(state.error for state in states.values())
             refused = failed and not any(state.ready for state in states.values())
             if refused or (failed and anyio.current_time() - began > FIRST_OPEN):
-                if any(totals.waiting for totals in self._outbox.sink_totals().values()):
-                    return []
                 reasons = "; ".join(f"source {name}: {state.error}" for name, state in states.items())
                 return [StartError(f"no source opens and nothing waits to be delivered: {reasons}")]
             await anyio.sleep(0.1)

@@ -15,12 +15,13 @@ import anyio
 import msgspec
 import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from bridge.event import rfc3339
+from bridge.ids import ulid
 from bridge.receiver import receive
 from bridge.standin import ALL, World, serve
 from bridge.standin.faults import Cut, Duplicate, ErrorFrame, Reorder
-from bridge.ids import ulid
 from tests.integration.process import announced, start, until_settled, violations
 from tests.recordings import documents
 from tests.servers import Mosquitto, mosquitto
@@ -90,7 +91,7 @@ async def publish(world: World, rng: random.Random, published: list[str], stop: 
 async def subscribed(broker: Mosquitto, topic: str) -> AsyncIterator[list[str]]:
     """The unique_ids that arrive at *topic*, by a client of its own that never loses its place."""
     arrived: list[str] = []
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "listener", clean_session=False)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, "listener", clean_session=False)
     client.on_message = lambda _client, _data, message: arrived.append(
         json.loads(message.payload)["unique_id"]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -64,9 +63,11 @@ class CursorAheadOfCommit(Through):
         return Accepted((True,) * len(batch.intakes), accepted.sinks)
 
 
-def losses(bug: type[Through], path: Path, **more: Any) -> int:
+def losses(bug: type[Through], path: Path) -> int:
     """In how many of SEEDS something was lost."""
-    outcomes = [simulate(seed, path / f"{seed}.db", TROUBLE, hours=0.5, overlap=0.5, bug=bug, **more) for seed in SEEDS]
+    outcomes = [
+        simulate(seed, path / f"{seed}.db", TROUBLE, hours=0.5, overlap=0.5, bug=bug) for seed in SEEDS
+    ]
     return sum(bool(outcome.lost) for outcome in outcomes)
 
 
