@@ -1,0 +1,89 @@
+"""Every template of the config tried against every event that rules can send to its sink.
+
+No I/O, no clock, no logging in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from bridge.catalogue import Catalogue
+from bridge.render import Template
+from bridge.rules import Rule
+from bridge.samples import Problem, problem
+
+KEYS = ("text", "template", "topic")
+"""The keys of sinks that hold a template of events."""
+
+SHOWN = 3  # names of events in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with the template at *sink* *key*, for events that *rule* sends there.
+
+    *sometimes*: only where The Things Stack left out a zero, so it is a warning.
+    """
+
+    sink: str
+    key: str
+    rule: str
+    problems: tuple[Problem, ...]
+    sometimes: bool
+
+    @property
+    def advice(self) -> str:
+        first = self.problems[0]
+        names = ", ".join(each.name for each in self.problems[:SHOWN])
+        more = f" and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
+        when = " when it is left out for being zero; add | default(0)" if self.sometimes else ""
+        error = first.error.removeprefix("template: ")
+        return f"rule {self.rule} sends {names}{more}, and there {error}{when}"
+
+
+def findings(
+    sinks: Mapping[str, BaseModel], rules: Sequence[Rule], catalogue: Catalogue
+) -> Iterator[Finding]:
+    """What goes wrong with the templates that *sinks* set themselves; a rule and template at most once."""
+    for sink, config in sinks.items():
+        for key, template in templates(config):
+            tried: dict[str, Problem | None] = {}
+            for rule in rules:
+                if sink in rule.send:
+                    found = _tried(template, rule, catalogue, tried)
+                    for sometimes in (False, True):
+                        some = tuple(each for each in found if each.sometimes is sometimes)
+                        if some:
+                            yield Finding(sink, key, rule.name, some, sometimes)
+
+
+def templates(config: BaseModel) -> Iterator[tuple[str, Template]]:
+    for key in KEYS:
+        text: Any = getattr(config, key, None)
+        if key in config.model_fields_set and isinstance(text, str):
+            yield key, Template(text)
+
+
+def _tried(
+    template: Template, rule: Rule, catalogue: Catalogue, tried: dict[str, Problem | None]
+) -> list[Problem]:
+    """The problems of events that *rule* can match; with content patterns only if none of them is without."""
+    names = list(possible(rule, catalogue))
+    for name in names:
+        if name not in tried:
+            tried[name] = problem(template, name, catalogue)
+    found = [each for name in names if (each := tried[name])]
+    narrowed = any(block.content for block in rule.match.blocks())
+    hard = [each for each in found if not each.sometimes]
+    return found if not narrowed or len(hard) == len(names) else [each for each in found if each.sometimes]
+
+
+def possible(rule: Rule, catalogue: Catalogue) -> Iterable[str]:
+    """Names the sources of The Things Stack know and *rule* can match, and those it spells out itself."""
+    exact = [pattern.text for pattern in rule.match.name_patterns() if pattern.exact]
+    known = (name for name in catalogue.names if rule.match.may_be_named(name))
+    return dict.fromkeys((*known, *exact))
