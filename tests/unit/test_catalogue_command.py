@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bridge.commands.catalogue import catalogue, entries, selected
+from bridge.commands.catalogue import catalogue, entries, reach, selected
 from bridge.errors import ConfigError
 
 app = typer.Typer()
@@ -30,10 +30,10 @@ def test_every_name_has_a_line_with_component_reach_right_and_type() -> None:
 
 
 def test_an_application_stream_carries_73_names_and_the_others_need_each_device() -> None:
-    reach = [each.reach for each in entries().values()]
-    assert reach.count("yes") == 73
-    assert entries()["ns.up.data.drop"].reach == "devices"
-    assert entries()["gs.gateway.connect"].reach == "no"
+    found = [reach(each) for each in entries().values()]
+    assert found.count("yes") == 73
+    assert reach(entries()["ns.up.data.drop"]) == "devices"
+    assert reach(entries()["gs.gateway.connect"]) == "no"
 
 
 @pytest.mark.parametrize(

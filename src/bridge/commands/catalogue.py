@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import typer
 
+from bridge.catalogue import EventName
 from bridge.commands.terminal import NOT_SO, JsonOption, fail, print_json, print_lines
 from bridge.errors import ConfigError, Mistake
-from bridge.matcher import MatchError, NamePattern
+from bridge.names import MatchError, NamePattern
 
 ABOUT_APPLICATIONS = ("application.", "as.application.", "as.mqtt.", "as.pubsub.")
 """How the names begin whose events are about an application (pkg/applicationserver in v3.32)."""
@@ -20,39 +21,27 @@ ABOUT_APPLICATIONS = ("application.", "as.application.", "as.mqtt.", "as.pubsub.
 TYPE_PREFIX = "type.googleapis.com/"
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One event name as v3.32 defines it. A server may be newer: other names exist."""
+Reach: TypeAlias = Literal["yes", "no", "devices", "no stream"]
+"""Whether an application stream carries a name: yes, no, or only one on the device; or nothing does."""
 
-    name: str
-    component: str
-    data_types: tuple[str, ...] = ()
-    """Declared types; events may carry others, or none."""
-    rights: tuple[str, ...] = ()
-    """Any one of them shows the event; none: everybody sees it."""
-    severity: str = "info"
-    propagates_to_application: bool = False
-    deliverable_via_stream: bool = True
-    notes: tuple[str, ...] = ()
 
-    @property
-    def reach(self) -> str:
-        """Whether an application stream carries it: yes, no, or devices (each has to be followed)."""
-        if not self.deliverable_via_stream:
-            return "no stream"
-        if self.propagates_to_application or self.name.startswith(ABOUT_APPLICATIONS):
-            return "yes"
-        return "devices" if any(right.startswith("RIGHT_APPLICATION_") for right in self.rights) else "no"
+def reach(each: EventName) -> Reach:
+    if not each.deliverable_via_stream:
+        return "no stream"
+    if each.propagates_to_application or each.name.startswith(ABOUT_APPLICATIONS):
+        return "yes"
+    return "devices" if any(right.startswith("RIGHT_APPLICATION_") for right in each.rights) else "no"
 
 
 @cache
-def entries() -> Mapping[str, Entry]:
+def entries() -> Mapping[str, EventName]:
     """All names, in order."""
     text = files("bridge").joinpath("share", "tts_event_names.json").read_bytes()
-    found = msgspec.json.decode(text, type=list[Entry])
+    found = msgspec.json.decode(text, type=list[EventName])
     return {each.name: each for each in sorted(found, key=lambda each: each.name)}
 
 
-def selected(known: Iterable[Entry], pattern: str | None) -> list[Entry]:
+def selected(known: Iterable[EventName], pattern: str | None) -> list[EventName]:
     """Those *pattern* finds: a name, `*` and `**` for segments, `/regex/`, or any part of a name.
 
     Raises MatchError.
@@ -87,19 +76,19 @@ def catalogue(
         fail(["no event name of v3.32 is like that; a newer server may have it"], NOT_SO)
 
 
-def as_object(each: Entry) -> dict[str, object]:
+def as_object(each: EventName) -> dict[str, object]:
     return {
         "name": each.name,
         "component": each.component,
         "data_types": list(each.data_types),
         "rights": list(each.rights),
         "severity": each.severity,
-        "application_stream": each.reach,
+        "application_stream": reach(each),
         "notes": list(each.notes),
     }
 
 
-def table(found: Sequence[Entry]) -> list[str]:
+def table(found: Sequence[EventName]) -> list[str]:
     """One line a name, in columns, under a header."""
     if not found:
         return []
@@ -114,9 +103,9 @@ def table(found: Sequence[Entry]) -> list[str]:
     ]
 
 
-def row(each: Entry) -> tuple[str, str, str, str, str]:
+def row(each: EventName) -> tuple[str, str, str, str, str]:
     data = ", ".join(
         kind.removeprefix(TYPE_PREFIX).removeprefix("ttn.lorawan.v3.") for kind in each.data_types
     )
     rights = " or ".join(right.removeprefix("RIGHT_") for right in each.rights)
-    return each.name, each.component, each.reach, rights or "none", data or "-"
+    return each.name, each.component, reach(each), rights or "none", data or "-"
