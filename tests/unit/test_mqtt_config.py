@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from bridge import decode
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
-from bridge.sinks.mqtt import MqttConfig, one_message, status_topic
+from bridge.sinks.mqtt import MqttConfig, composer, status_topic
 from bridge.sinks.mqtt_address import Address, parse
 from bridge.sinks.mqtt_connection import reconnect_wait
+from bridge.sinks.mqtt_formats import HomeAssistant
 from bridge.sinks.mqtt_message import Message, properties, topic_name, variable_length
 from tests.mqtt_peer import user_properties
 
@@ -34,8 +35,8 @@ def delivery(body: bytes = EVENT) -> Delivery:
     return Delivery(1, "d_x", decode.event(body), "eu1", "rule-1", "broker", 1, 0.0)
 
 
-def composed(**keys: Any) -> Message:
-    (message,) = one_message(config(**keys))(delivery())
+def composed(body: bytes = EVENT, **keys: Any) -> Message:
+    (message,) = composer(config(**keys), None, {})(delivery(body))
     return message
 
 
@@ -85,7 +86,15 @@ def test_any_text_is_an_address_or_a_value_error(url: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "advice"),
     [
-        ({"format": "cloudevents"}, "format: cloudevents is not available in this version"),
+        ({"format": "xml"}, "Input should be 'event'"),
+        ({"format": "template"}, "format: template and template belong together"),
+        ({"template": "x"}, "format: template and template belong together"),
+        ({"format": "template", "template": "{{ x"}, "template"),
+        ({"cloudevents": "binary"}, "binary goes with format: cloudevents"),
+        ({"format": "cloudevents", "cloudevents": "binary", "protocol": "3.1.1"}, "and protocol: 5"),
+        ({"tenant": "ttn"}, "tenant goes with format: tts-v3"),
+        ({"format": "tts-v3", "topic": "x"}, "format: tts-v3 has topics of its own"),
+        ({"discovery_prefix": "#"}, "wildcard"),
         ({"password": "x"}, "password needs a username"),
         ({"protocol": "3.1.1", "message_expiry": "1h"}, "message_expiry needs protocol: 5"),
         ({"tls": {"ca_file": "ca.pem"}}, "tls needs an mqtts or wss URL"),
@@ -133,8 +142,7 @@ def test_the_default_topic_is_path_and_name() -> None:
 
 def test_an_event_about_nothing_goes_below_none() -> None:
     """`ids.path` is empty there, and a level must not be."""
-    (message,) = one_message(config())(delivery(b'{"name":"x.y","unique_id":"1"}'))
-    assert message.topic == "tts/none/x.y"
+    assert composed(b'{"name":"x.y","unique_id":"1"}').topic == "tts/none/x.y"
 
 
 def test_what_a_value_holds_makes_no_levels_and_no_wildcards() -> None:
@@ -145,6 +153,46 @@ def test_what_a_value_holds_makes_no_levels_and_no_wildcards() -> None:
 def test_data_is_the_format_that_leaves_the_envelope_out() -> None:
     """DESIGN.md §2.4."""
     assert composed(format="data").payload == b'{"text":"a/b+c#d"}'
+
+
+def test_cloudevents_go_structured_or_binary() -> None:
+    """As the MQTT protocol binding has them: one JSON object, or attributes as user properties."""
+    structured = composed(format="cloudevents")
+    assert b'"specversion":"1.0"' in structured.payload
+    assert b"application/cloudevents+json" in structured.properties
+    binary = composed(format="cloudevents", cloudevents="binary")
+    user, _ = user_properties(binary.properties, 0)
+    assert binary.payload == EVENT
+    assert (user["specversion"], user["type"]) == ("1.0", "org.thethingsstack.as.up.data.forward")
+    assert b"application/json" in binary.properties
+
+
+def test_a_template_makes_the_payload() -> None:
+    """And says what it is."""
+    message = composed(format="template", template="{{ ids.device_id }}: {{ data.text }}")
+    assert message.payload == b"meter-01: a/b+c#d"
+    assert b"text/plain" in message.properties
+
+
+def test_home_assistant_is_told_of_an_entity_once() -> None:
+    """Discovery first, and only where it is news; the state each time, on one topic."""
+    uplink = EVENT.replace(b'"text":"a/b+c#d"', b'"uplink_message":{"decoded_payload":{"level":1}}')
+    home = composer(config(format="home-assistant"), "bridge/broker/status", {})
+    assert isinstance(home, HomeAssistant)
+    first = home(delivery(uplink))
+    assert [message.topic for message in first] == [
+        "homeassistant/sensor/tts_plant-a_meter-01_level/config",
+        "homeassistant/sensor/tts_plant-a_meter-01_last_seen/config",
+        "tts/plant-a/meter-01/state",
+    ]
+    assert [message.retain for message in first] == [True, True, False]
+    assert b'"availability":[{"topic":"bridge/broker/status"}]' in first[0].payload
+    assert len(home(delivery(uplink))) == 3, "not acknowledged yet"
+    home.acknowledged(first)
+    again = home(delivery(uplink))
+    assert [message.topic for message in again] == ["tts/plant-a/meter-01/state"]
+    home.acknowledged(again)
+    assert [message.topic for message in home.again()] == [message.topic for message in first]
 
 
 def test_a_message_carries_what_tells_repeats_apart() -> None:

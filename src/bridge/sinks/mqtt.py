@@ -1,4 +1,4 @@
-"""The MQTT sink: one PUBLISH a delivery, counted when the broker has acknowledged it (DESIGN.md §1.4).
+"""The MQTT sink: a delivery is done when the broker has acknowledged what was published (DESIGN.md §1.4).
 
 Under 3.1.1 a broker cannot refuse a message: what its access list denies is acknowledged and thrown away.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Literal, Protocol
+from importlib.metadata import version
+from typing import Annotated, Literal
 
 import anyio
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
@@ -19,19 +20,27 @@ from bridge.delivery import Delivered, Delivery, Failure, Outcome, Rejected
 from bridge.errors import RenderError
 from bridge.event import ApplicationIds, Event, Identifiers
 from bridge.fields import Duration, Section
-from bridge.render import CONTENT_TYPE, Format, Template, body, topic_level
-from bridge.sinks import mqtt_address
+from bridge.filters import topic_level
+from bridge.formats import Encoder
+from bridge.formats_home_assistant import Site
+from bridge.render import Template
+from bridge.sinks import mqtt_address, mqtt_formats
 from bridge.sinks.mqtt_client import Settings
 from bridge.sinks.mqtt_connection import Connection
+from bridge.sinks.mqtt_formats import Compose, Envelope, HomeAssistant
 from bridge.sinks.mqtt_link import Link
 from bridge.sinks.mqtt_message import LIMIT, Message, properties, topic_name
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
-LATER = "is not available in this version"
 ONLINE, OFFLINE = b"online", b"offline"
+HOME_TOPIC = "tts/{{ ids.path or 'none' }}/state"
+"""Default for Home Assistant: its entities have one topic, whatever the event was."""
+BIRTH_SPREAD = 3.0  # seconds at most before everything is told again: Home Assistant asks for a random delay
+AGAIN_AT_ONCE = 10  # messages, so that deliveries go on between them
 SAMPLE_SINK = "sink"  # what a status topic is tried with when the config is loaded
 NOBODY = "\ue000"  # stands in a status topic for what there is no delivery to take from
+OWN_TOPICS = frozenset({"tts-v3"})
 
 
 def _broker_url(url: str) -> str:
@@ -56,6 +65,13 @@ def _protocol(value: object) -> object:
     return 5 if value == "5" else value
 
 
+def _prefix(text: str) -> str:
+    try:
+        return topic_name(text)
+    except RenderError as error:
+        raise ValueError(str(error)) from None
+
+
 class MqttConfig(Section):
     """Publishes to a broker, MQTT 5 or 3.1.1."""
 
@@ -75,6 +91,16 @@ class MqttConfig(Section):
     format: Literal[
         "event", "data", "cloudevents", "alertmanager", "tts-v3", "home-assistant", "template"
     ] = "event"
+    cloudevents: Literal["structured", "binary"] = "structured"
+    """With format: cloudevents."""
+    template: str | None = None
+    """With format: template."""
+    content_type: str | None = None
+    """MQTT 5; instead of the format's own."""
+    tenant: str | None = None
+    """With format: tts-v3: topics have application@tenant, as on The Things Stack Cloud."""
+    discovery_prefix: Annotated[str, AfterValidator(_prefix)] = "homeassistant"
+    """With format: home-assistant."""
     message_expiry: Annotated[Duration, Field(ge=1, le=0xFFFFFFFF)] | None = None
     """MQTT 5: how long the broker keeps a message for those who are away."""
     max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -85,15 +111,31 @@ class MqttConfig(Section):
 
     @model_validator(mode="after")
     def _checked(self) -> MqttConfig:
-        if self.format not in CONTENT_TYPE:
-            raise ValueError(f"format: {self.format} {LATER}")
         if self.password is not None and self.username is None:
             raise ValueError("password needs a username")
         if self.message_expiry is not None and self.protocol != 5:
             raise ValueError("message_expiry needs protocol: 5")
         if self.tls != TlsConfig() and not mqtt_address.parse(self.url).is_secured:
             raise ValueError("tls needs an mqtts or wss URL")
+        self._check_format()
         return self
+
+    def _check_format(self) -> None:
+        if (self.format == "template") != (self.template is not None):
+            raise ValueError("format: template and template belong together")
+        if self.cloudevents == "binary" and (self.format != "cloudevents" or self.protocol != 5):
+            raise ValueError("cloudevents: binary goes with format: cloudevents and protocol: 5")
+        if self.tenant is not None and self.format != "tts-v3":
+            raise ValueError("tenant goes with format: tts-v3")
+        if self.format in OWN_TOPICS and "topic" in self.model_fields_set:
+            raise ValueError(f"topic: format: {self.format} has topics of its own; leave it out")
+        self.encoder({})
+
+    def encoder(self, hosts: Mapping[str, str]) -> Encoder:
+        """How bodies are made; *hosts* maps a source to its TTS host; raises ValueError for a template."""
+        template = None if self.template is None else Template(self.template)
+        format = "event" if self.format == "home-assistant" else self.format
+        return Encoder(format, self.cloudevents == "binary", template, self.content_type, hosts)
 
 
 def status_topic(text: str, sink: str) -> str:
@@ -106,43 +148,29 @@ def status_topic(text: str, sink: str) -> str:
     return topic
 
 
-class Composer(Protocol):
-    """A format: what is published for one delivery, in this order; the last one acknowledged delivers it."""
-
-    def __call__(self, delivery: Delivery) -> Sequence[Message]:
-        """Raises RenderError."""
-        ...
-
-
-def one_message(config: MqttConfig) -> Composer:
-    """The formats that make one message on the topic of the config."""
-    template = Template(config.topic, topic_level)
-    format: Format = "data" if config.format == "data" else "event"
+def composer(config: MqttConfig, status: str | None, hosts: Mapping[str, str]) -> Compose:
+    """How *config* makes messages of deliveries; *status* is the topic of the bridge's status."""
     expiry = None if config.message_expiry is None else int(config.message_expiry)
-
-    def compose(delivery: Delivery) -> Sequence[Message]:
-        packed = b""
-        if config.protocol == 5:
-            packed = properties(tags(delivery), content_type=CONTENT_TYPE[format], message_expiry=expiry)
-        topic = topic_name(template.render(delivery))
-        return (Message(topic, body(delivery, format), config.qos, config.retain, packed),)
-
-    return compose
-
-
-def tags(delivery: Delivery) -> tuple[tuple[str, str], ...]:
-    """The user properties of every PUBLISH: what a consumer needs to drop a repeat."""
-    event = delivery.event
-    return ("bridge-delivery", delivery.id), ("unique_id", event.unique_id), ("event", event.name)
+    envelope = Envelope(config.qos, config.retain, config.protocol == 5, expiry)
+    if config.format == "tts-v3":
+        return mqtt_formats.tts_v3(config.tenant, envelope)
+    if config.format == "home-assistant":
+        text = config.topic if "topic" in config.model_fields_set else HOME_TOPIC
+        site = Site(config.discovery_prefix, status, version("tts-event-bridge"))
+        return HomeAssistant(Template(text, topic_level), site, envelope)
+    template = Template(config.topic, topic_level)
+    if config.cloudevents == "binary":
+        return mqtt_formats.binary_cloudevents(template, config.encoder(hosts), envelope)
+    return mqtt_formats.encoded(template, config.encoder(hosts), envelope)
 
 
 class Mqtt:
-    def __init__(self, name: str, config: MqttConfig, connection: Connection, compose: Composer) -> None:
+    def __init__(self, name: str, config: MqttConfig, connection: Connection, compose: Compose) -> None:
         self.name = name
         self.max_in_flight = config.max_in_flight
+        self.compose = compose
         self._timeout = config.timeout
         self._connection = connection
-        self.compose = compose
 
     async def send(self, delivery: Delivery) -> Outcome:
         try:
@@ -151,7 +179,10 @@ class Mqtt:
             return Rejected(Failure("template", str(error)))
         began = anyio.current_time()
         with anyio.move_on_after(self._timeout):
-            return await self._published(messages)
+            outcome = await self._published(messages)
+            if isinstance(outcome, Delivered) and isinstance(self.compose, HomeAssistant):
+                self.compose.acknowledged(messages)
+            return outcome
         return self._connection.late(began)
 
     async def _published(self, messages: Sequence[Message]) -> Outcome:
@@ -172,20 +203,51 @@ class Mqtt:
                 return outcome
 
 
-def settings(name: str, config: MqttConfig, client_id: str, will: Message | None) -> Settings:
-    """How to connect as *client_id*; raises StartError for a certificate that cannot be used."""
+class Births:
+    """Tells everything again whenever Home Assistant says that it has started."""
+
+    def __init__(self, home: HomeAssistant, chance: Callable[[], float]) -> None:
+        self._home = home
+        self._chance = chance
+        self._born = anyio.Event()
+
+    def heard(self, payload: bytes) -> None:
+        """A message on Home Assistant's status topic."""
+        if payload == ONLINE:
+            self._born.set()
+
+    async def run(self, connection: Connection) -> None:
+        """Until cancelled."""
+        while True:
+            await self._born.wait()
+            await anyio.sleep(BIRTH_SPREAD * self._chance())
+            self._born = anyio.Event()
+            messages = self._home.again()
+            for at in range(0, len(messages), AGAIN_AT_ONCE):
+                link = await connection.link()
+                if isinstance(link, Link):
+                    await asyncio.gather(*map(link.publish, messages[at : at + AGAIN_AT_ONCE]))
+
+
+def settings(
+    name: str, config: MqttConfig, suffix: str, will: Message | None, births: Births | None
+) -> Settings:
+    """How to connect; raises StartError for a certificate that cannot be used."""
     address = mqtt_address.parse(config.url)
+    client_id = config.client_id or f"bridge-{socket.gethostname()}-{name}"
     return Settings(
         address=address,
         tls=context(config.tls) if address.is_secured else None,
         protocol=config.protocol,
-        client_id=client_id,
+        client_id=f"{client_id}-{suffix}" if suffix else client_id,
         username=config.username,
         password=config.password.get_secret_value() if config.password else None,
         will=will,
         timeout=config.timeout,
         qos=config.qos,
-        retain=config.retain,
+        retain=config.retain or births is not None,
+        subscribe=f"{config.discovery_prefix}/status" if births else None,
+        heard=births.heard if births else None,
     )
 
 
@@ -195,34 +257,37 @@ async def open_mqtt(
     config: MqttConfig,
     *,
     now: Callable[[], float],
+    hosts: Mapping[str, str] | None = None,
     suffix: str = "",
     chance: Callable[[], float] = random.random,
 ) -> AsyncIterator[Mqtt]:
-    """The sink of *config*; raises StartError for a certificate that cannot be used.
+    """The sink of *config*; raises StartError for a certificate that cannot be used. Needs asyncio.
 
-    A command that runs beside the bridge gives a random *suffix*: it must not take over the bridge's session,
-    and leaves its status alone. *chance* is uniform in [0, 1). Needs asyncio.
+    *hosts* maps each source to the host of its TTS: what CloudEvents name as their source. A command that
+    runs beside the bridge gives a random *suffix*: it must not take over the bridge's session, and leaves its
+    status alone. *chance* is uniform in [0, 1).
     """
-    client_id = config.client_id or f"bridge-{socket.gethostname()}-{name}"
-    online = offline = None
-    if config.status_topic and not suffix:
-        topic = status_topic(config.status_topic, name)
-        packed = properties(()) if config.protocol == 5 else b""
-        online = Message(topic, ONLINE, config.qos, True, packed)
-        offline = Message(topic, OFFLINE, config.qos, True, packed)
-    connection = Connection(
-        name,
-        settings(name, config, f"{client_id}-{suffix}" if suffix else client_id, offline),
-        online=online,
-        offline=offline,
-        chance=chance,
+    status = status_topic(config.status_topic, name) if config.status_topic else None
+    compose = composer(config, status, hosts or {})
+    births = Births(compose, chance) if isinstance(compose, HomeAssistant) and not suffix else None
+    packed = properties(()) if config.protocol == 5 else b""
+    online, offline = (
+        Message(status, payload, config.qos, True, packed) if status and not suffix else None
+        for payload in (ONLINE, OFFLINE)
     )
-    running = asyncio.create_task(connection.run())  # no task group: it would wrap what the caller raises
+    connection = Connection(
+        name, settings(name, config, suffix, offline, births), online=online, offline=offline, chance=chance
+    )
+    # no task group: it would wrap what the caller raises
+    running = [asyncio.create_task(connection.run())]
+    if births:
+        running.append(asyncio.create_task(births.run(connection)))
     try:
-        yield Mqtt(name, config, connection, one_message(config))
+        yield Mqtt(name, config, connection, compose)
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()
-            running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
+            for task in running:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task

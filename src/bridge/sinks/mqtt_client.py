@@ -48,6 +48,9 @@ class Settings:
     timeout: float
     qos: int
     retain: bool
+    subscribe: str | None = None
+    heard: Callable[[bytes], None] | None = None
+    """Called with the payload of each message on the topic *subscribe*."""
 
 
 class Packed:

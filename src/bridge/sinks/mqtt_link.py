@@ -70,6 +70,7 @@ class Link:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_written
+        self._client.on_message = self._on_message
         self._client.on_socket_close = lambda *_: self._detach()
         self._client.on_socket_register_write = lambda *_: self._flush_soon()
         self._loop.add_reader(self._fd, self._readable)
@@ -152,8 +153,14 @@ class Link:
         self._packet_limit = limits.get("MaximumPacketSize")
         blind = self._settings.protocol != 5 and self._settings.qos == 2
         self._free = limits.get("ReceiveMaximum", FEW if blind else MANY)
+        if self._settings.subscribe:
+            self._client.subscribe(self._settings.subscribe)
         self.answered.set()
         self._pump()
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        if self._settings.heard:
+            self._settings.heard(bytes(message.payload))
 
     def _on_disconnect(
         self, _client: Any, _data: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any

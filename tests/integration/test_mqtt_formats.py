@@ -1,0 +1,107 @@
+"""What integrators subscribe to, at a real mosquitto: TTS's own topics, Home Assistant's discovery."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from paho.mqtt import publish
+
+from bridge import decode
+from bridge.delivery import Delivered, Delivery, Rejected
+from bridge.sinks.mqtt import Mqtt, MqttConfig, open_mqtt
+from tests.recordings import STREAMS, documents, json_bytes
+from tests.servers import HOST, Mosquitto, mosquitto
+from tests.subscriber import subscriber
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with mosquitto(tmp_path) as running:
+        yield running
+
+
+def sink(broker: Mosquitto, **keys: Any) -> AbstractAsyncContextManager[Mqtt]:
+    config = MqttConfig.model_validate({"type": "mqtt", "url": broker.url()} | keys)
+    return open_mqtt("home", config, now=lambda: 0.0, chance=lambda: 0.0)
+
+
+def recorded(name: str, device: str = "") -> list[Delivery]:
+    """A delivery of each recorded event of that name."""
+    found = [
+        each
+        for stream in STREAMS
+        for each in documents(stream)
+        if each["name"] == name and "data" in each and device in json.dumps(each["identifiers"])
+    ]
+    return [
+        Delivery(number, f"d_{number:026}", decode.event(json_bytes(each)), "eu1", "r", "home", 1, 0.0)
+        for number, each in enumerate(found)
+    ]
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    with anyio.move_on_after(10):
+        while not condition():
+            await anyio.sleep(0.01)
+        return
+    pytest.fail(f"{what} did not happen")
+
+
+async def test_subscribers_of_tts_find_what_they_know(broker: Mosquitto) -> None:
+    """The topics and payloads of The Things Stack's MQTT server; what it has not, is a dead letter."""
+    uplink, join = recorded("as.up.data.forward", "meter-01")[0], recorded("as.up.join.forward")[0]
+    with subscriber(broker.port, "v3/#") as found:
+        async with sink(broker, format="tts-v3", tenant="ttn") as opened:
+            assert isinstance(await opened.send(uplink), Delivered)
+            assert isinstance(await opened.send(join), Delivered)
+            assert isinstance(await opened.send(recorded("gs.gateway.connect")[0]), Rejected)
+        await until(lambda: len(found.messages) == 2, "both messages")
+    first, second = found.messages
+    assert first.topic == "v3/plant-a@ttn/devices/meter-01/up"
+    assert json.loads(first.payload)["uplink_message"]["f_port"] == 1
+    assert "@type" not in json.loads(first.payload)
+    assert second.topic.endswith("/join")
+
+
+async def test_home_assistant_discovers_a_device_and_follows_it(broker: Mosquitto) -> None:
+    """Discovery retained and once, state on each uplink; one who starts later finds the discovery."""
+    uplinks = recorded("as.up.data.forward", "meter-01")[:3]
+    with subscriber(broker.port, "tts/#", "homeassistant/#") as found:
+        async with sink(broker, format="home-assistant") as opened:
+            for each in uplinks:
+                assert isinstance(await opened.send(each), Delivered)
+            await until(lambda: len(found.payloads("tts/plant-a/meter-01/state")) == 3, "three states")
+            with subscriber(broker.port, "homeassistant/#") as later:
+                await until(lambda: len(later.messages) >= 6, "the retained discovery")
+    config = next(each for each in later.messages if each.topic.endswith("_temperature/config"))
+    assert config.retain
+    assert json.loads(config.payload)["state_topic"] == "tts/plant-a/meter-01/state"
+    assert json.loads(config.payload)["availability"] == [{"topic": "bridge/home/status"}]
+    assert len(found.payloads(config.topic)) == 1
+
+
+async def test_home_assistant_is_told_again_when_it_starts(broker: Mosquitto) -> None:
+    """Its birth message brings discovery and last state; its last will, and other words, bring nothing."""
+    uplink, marker = recorded("as.up.data.forward", "meter-01")[:2]
+    topic = "tts/plant-a/meter-01/state"
+    with subscriber(broker.port, "tts/#", "homeassistant/+/+/config") as found:
+        async with sink(broker, format="home-assistant") as opened:
+            assert isinstance(await opened.send(uplink), Delivered)
+            await until(lambda: len(found.payloads(topic)) == 1, "the state")
+            before = len(found.messages)
+            publish.single("homeassistant/status", "offline", hostname=HOST, port=broker.port)
+            publish.single("homeassistant/status", "online", hostname=HOST, port=broker.port)
+            await until(lambda: len(found.messages) >= 2 * before, "everything again")
+            assert isinstance(await opened.send(marker), Delivered)
+            await until(lambda: marker.id in found.ids, "the marker")
+    assert len(found.messages) == 2 * before + 1
+    first, second = found.messages[:before], found.messages[before:-1]
+    assert {(each.topic, each.payload) for each in first} == {(each.topic, each.payload) for each in second}
