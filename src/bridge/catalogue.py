@@ -18,6 +18,9 @@ WELL_KNOWN = "google.protobuf."
 ERROR, PLAIN_ERROR = "ttn.lorawan.v3.ErrorDetails", WELL_KNOWN + "StringValue"
 """Go errors without details come as the second where the first is declared."""
 
+ABOUT_APPLICATIONS = ("application.", "as.application.", "as.mqtt.", "as.pubsub.")
+"""How the names begin whose events are about an application itself (pkg/applicationserver in v3.32)."""
+
 Severity: TypeAlias = Literal["info", "warning", "failure", "disconnect"]
 Kind: TypeAlias = Literal["string", "number", "bool", "int64", "object", "open"]
 """*int64*: a string of digits. *object*: has fields, so no leaf. *open*: anything may be there."""
@@ -37,6 +40,11 @@ class EventName(msgspec.Struct, frozen=True):
     """Does a stream of the application carry it, or only one of the device?"""
     deliverable_via_stream: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def in_application_stream(self) -> bool:
+        """Does a stream of an application carry it, be it about a device of it or itself?"""
+        return self.propagates_to_application or self.name.startswith(ABOUT_APPLICATIONS)
 
 
 class Field(msgspec.Struct, frozen=True):

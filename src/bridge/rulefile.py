@@ -12,7 +12,7 @@ from bridge.errors import ConfigError, Mistake
 from bridge.matcher import Matcher
 from bridge.matchfile import block, is_as_written
 from bridge.reading import Reading, did_you_mean
-from bridge.rules import Example, Rule, Sample
+from bridge.rules import LINTS, Example, Rule, Sample
 from bridge.yamltext import Document, Path
 from bridge.yamltext import parse as parse_yaml
 
@@ -173,6 +173,9 @@ class _Reader:
             self.wrong(path, "must be a map of a warning's name to the reason it does not apply")
             return {}
         for key, reason in value.items():
+            if key not in LINTS:
+                hint = did_you_mean(key, LINTS) or f"; there is {', '.join(LINTS)}"
+                self.wrong((*path, key), f"no warning has this name{hint}")
             if not (isinstance(reason, str) and reason.strip()):
                 self.wrong((*path, key), "needs the reason why this warning does not apply")
         return {key: str(reason) for key, reason in value.items()}

@@ -17,6 +17,17 @@ OWN = ("bridge.", "notification.")
 """Names no event stream of The Things Stack has."""
 
 
+LINTS: Mapping[str, str] = {
+    "unknown-name": "a name, or a pattern of names, that no event of The Things Stack v3.32 has",
+    "unknown-path": "a path into data that the events' type does not have",
+    "unheard": "an event no application stream carries, while only applications are followed",
+    "zero": "a zero, false or empty value of a field that is left out when it is that",
+    "never": "something that can never match",
+    "shadowed": "an earlier rule already sends all of it to the same sinks",
+}
+"""The warnings `allow` may name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """*part* of every *whole* events, chosen by `unique_id`: the same ones for every rule and start."""

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 import typer
 
+from bridge.advice import warnings
 from bridge.commands.terminal import NOT_SO, ConfigOption, fail, loaded, print_lines
 from bridge.config import Config
+from bridge.errors import ConfigError
 from bridge.sinks.guard import blocked, policy
 from bridge.sinks.registry import SinkConfig
 from bridge.sinks.webhook import WebhookConfig
@@ -22,10 +24,15 @@ def check(
     no_secrets: Annotated[
         bool, typer.Option("--no-secrets", help="Put a placeholder for every secret: for CI.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Take warnings for mistakes.")] = False,
 ) -> None:
     """Load everything: every mistake with its line, or a summary of what would run."""
     found = loaded(config, no_secrets=no_secrets)
+    doubtful = warnings(found)
+    if strict and doubtful:
+        raise ConfigError(doubtful)
     print_lines(summary(found))
+    print_lines(f"warning: {each}" for each in doubtful)
     refused = [] if no_secrets else list(refused_addresses(found))
     if refused:
         fail(refused, NOT_SO)

@@ -12,6 +12,7 @@ import structlog
 import typer
 
 from bridge import logs
+from bridge.advice import warnings
 from bridge.app import Running, serve
 from bridge.commands.terminal import ConfigOption, loaded, run_async
 from bridge.config import Config
@@ -28,7 +29,14 @@ def run(
     ] = False,
 ) -> None:
     """Run until SIGTERM or Ctrl-C; what is in flight may finish for shutdown_timeout. SIGHUP reloads."""
-    run_async(until_signal, lambda: loaded(config), watching)
+    run_async(until_signal, lambda: warned(loaded(config)), watching)
+
+
+def warned(config: Config) -> Config:
+    """*config*, after its warnings are logged: at start and with every reload."""
+    for each in warnings(config):
+        log.warning(str(each))
+    return config
 
 
 async def until_signal(load: Callable[[], Config], watching: bool = False) -> None:

@@ -1,0 +1,32 @@
+"""What a config may say and yet probably does not mean: the warnings of `check` and at every load."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bridge.config import Config
+from bridge.errors import Mistake
+from bridge.lint import lint, unused_sinks
+from bridge.shared import catalogue
+from bridge.sources.models import TtsSourceConfig
+
+
+def warnings(config: Config) -> list[Mistake]:
+    """All that needs no server, a line each; `check --strict` takes them for mistakes."""
+    found = lint(config.rule_files, catalogue(), followed=followed(config))
+    file = str(config.files[0]) if config.files else ""
+    advice = "no rule sends to it; remove it, or name it in a rule's send"
+    places = {name: Mistake(file, 0, f"sinks.{name}", advice) for name in config.sinks}
+    return [*found, *unused_sinks(config.rule_files, places)]
+
+
+def followed(config: Config) -> Collection[str]:
+    """The kinds of entities whose streams are followed; empty if other sources bring who knows what."""
+    sources = config.sources.values()
+    if not all(isinstance(source, TtsSourceConfig) for source in sources):
+        return ()
+    kinds: set[str] = set()
+    for source in sources:
+        for each in source.identifiers if isinstance(source, TtsSourceConfig) else ():
+            kinds |= {each.kind, *(["device"] if each.devices else [])}
+    return kinds
