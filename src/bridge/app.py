@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import structlog
@@ -97,6 +98,8 @@ class App:
         redactor = Redactor.of(())
         self.ingest = Ingest(outbox, lambda: self._rules, redactor, self.metrics, self.dispatchers.wake)
         self._attaching: frozenset[str] = frozenset()
+        self._hosts: dict[str, str] = {}
+        """Of each source; sinks keep this very dict, so a reload reaches them."""
         self._related = Related(
             self._find_related,
             attaches=lambda rule: rule in self._attaching,
@@ -166,6 +169,8 @@ class App:
             self._tell_unchangeable(old, new)
             names = [rule.name for rule in rules.rules]
             self.metrics.prepare(sources=new.sources, sinks=new.sinks, rules=names)
+            self._hosts.clear()
+            self._hosts |= tts_hosts(new)
             added = [name for name in new.sinks if name not in self.dispatchers.running]
             for name in added:
                 await self._start_sink(name, new.sinks[name])
@@ -212,7 +217,7 @@ class App:
     @asynccontextmanager
     async def _open_dispatcher(self, name: str, config: SinkConfig) -> AsyncIterator[Dispatcher]:
         policy = RetryPolicy(config.retry.initial, config.retry.max, config.retry.give_up_after)
-        async with open_sink(name, config, now=time.time) as sink:
+        async with open_sink(name, config, now=time.time, hosts=self._hosts) as sink:
             yield Dispatcher(
                 attaching(sink, self._related),
                 self._outbox,
@@ -276,6 +281,12 @@ def check_files(config: Config) -> None:
         tls = getattr(each, "tls", None)
         if tls is not None:
             context(tls)
+
+
+def tts_hosts(config: Config) -> dict[str, str]:
+    """The host of each source's server; a replay has none."""
+    urls = {name: getattr(source, "url", "") for name, source in config.sources.items()}
+    return {name: urlsplit(url).hostname or "" for name, url in urls.items() if url}
 
 
 def ordered(config: Config) -> frozenset[str]:

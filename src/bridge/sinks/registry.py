@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, TypeAlias, assert_never
 
@@ -17,17 +17,23 @@ SinkConfig: TypeAlias = Annotated[WebhookConfig | MqttConfig | SlackConfig, Fiel
 
 
 def open_sink(
-    name: str, config: SinkConfig, *, now: Callable[[], float], suffix: str = ""
+    name: str,
+    config: SinkConfig,
+    *,
+    now: Callable[[], float],
+    hosts: Mapping[str, str] | None = None,
+    suffix: str = "",
 ) -> AbstractAsyncContextManager[Sink]:
     """The sink of *config*; *now* is unix seconds. Raises StartError for files it cannot use.
 
+    *hosts* maps each source to the host of its TTS, which CloudEvents name as their source.
     A command gives a random *suffix*, for what a receiver knows the running bridge by (MQTT's client id).
     """
     match config:
         case WebhookConfig():
-            return open_webhook(name, config, now=now)
+            return open_webhook(name, config, now=now, hosts=hosts)
         case MqttConfig():
-            return open_mqtt(name, config, now=now, suffix=suffix)
+            return open_mqtt(name, config, now=now, hosts=hosts, suffix=suffix)
         case SlackConfig():
             return open_slack(name, config, now=now)
     assert_never(config)

@@ -53,6 +53,8 @@ class SlackConfig(Section):
     rate_limit: Rate | None = 1.0
     """Messages a second; bursts beyond it become digests. null: each event its own message."""
     max_in_flight: Annotated[int, Field(ge=1, le=100)] = 1
+    order: Literal["none", "entity"] = "none"
+    """entity: one at a time for each device or gateway, in the order received."""
     timeout: Annotated[Duration, Field(gt=0, le=600)] = 10.0
     """For one attempt, connecting included."""
     allow_private_networks: bool = False

@@ -118,6 +118,7 @@ class WebhookConfig(Section):
     rate_limit: Rate | None = None
     """Requests a second, such as 50/s; evenly, without bursts."""
     order: Literal["none", "entity"] = "none"
+    """entity: one at a time for each device or gateway, in the order received."""
     allow_private_networks: bool = False
     """Lets private and loopback addresses be reached; link-local and cloud metadata stay shut."""
     allow_networks: tuple[str, ...] = ()
@@ -130,13 +131,6 @@ class WebhookConfig(Section):
     @model_validator(mode="after")
     def _checked(self) -> WebhookConfig:
         guard.policy(self.allow_private_networks, self.allow_networks)
-        later = {
-            f"format: {self.format}": self.format == "home-assistant",
-            "order: entity": self.order != "none",
-        }
-        for key, set_ in later.items():
-            if set_:
-                raise ValueError(f"{key} {LATER}")
         self._fits_together()
         return self
 
@@ -263,4 +257,4 @@ async def open_webhook(
         proxy=config.proxy.get_secret_value() if config.proxy else None,
         hidden=config.hidden(),
     ) as to:
-        yield Webhook(name, config, to, now, hosts or {})
+        yield Webhook(name, config, to, now, {} if hosts is None else hosts)
