@@ -141,7 +141,12 @@ class Store:
     traces: dict[str, Trace] = field(default_factory=dict)
     events: list[Any] = field(default_factory=list)
 
+    own: list[str] = field(default_factory=list)
+
     def take(self, arrival: Arrival) -> None:
+        if arrival.event.name.startswith("bridge."):
+            self.own.append(arrival.event.name)
+            return
         self.events.append(arrival.event)
         for identifier, at in arrival.cursors.items():
             self.cursors[identifier] = max(at, self.cursors.get(identifier, 0))
@@ -185,7 +190,7 @@ async def running(direct: Direct, store: Store, **config: Any) -> AsyncIterator[
         trace=trace,
         wait=lambda attempt: min(60.0, float(attempt)),
         now=direct.world.clock,
-        chance=lambda: 0.5,
+        rng=random.Random(0),
     )
     send, receive = anyio.create_memory_object_stream[Any](100_000)
     async with send, receive, anyio.create_task_group() as tasks:
@@ -314,6 +319,9 @@ async def test_pages_that_shift_while_they_are_read_lose_and_repeat_nothing(seed
         await anyio.sleep(200)
     unseen = {unique_id("jane", each.id) for each in world.inbox.listed("jane", UNSEEN)}
     assert unseen <= set(store.ids)
+    store.traces = {each: traced(each, "delivered") for each in store.ids}
+    async with running(direct, store):
+        await anyio.sleep(100)
     assert len(set(store.ids)) == len(store.ids)
 
 
@@ -373,16 +381,18 @@ async def test_a_key_that_is_revoked_makes_it_unready_and_is_tried_every_two_min
         await anyio.sleep(1)
         key = world.keys[TOKEN]
         world.revoke(TOKEN)
-        await anyio.sleep(61)
+        await anyio.sleep(70)
         assert not source.status().ready
+        assert store.own == ["bridge.source.unready"]
         assert "API key not found" in source.status().error
         asked = len(direct.calls)
-        await anyio.sleep(115)
+        await anyio.sleep(100)
         assert len(direct.calls) == asked
         world.keys[TOKEN] = key
         world.notify("jane", "api_key_created", event=False)
-        await anyio.sleep(10)
+        await anyio.sleep(30)
         assert source.status().ready
+    assert store.own == ["bridge.source.unready", "bridge.source.ready"]
     assert len(store.events) == 1
 
 
@@ -404,9 +414,19 @@ def test_the_recorded_notifications_become_events() -> None:
         assert made.created == made.event.time_ns > 0
 
 
+GRPC = {"transport": "grpc"}
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"user": "No One"}, {"interval": "10ms"}, {"mark": "read"}, {"url": "eu1"}, {"grpc_address": "x:1"}],
+    [
+        {"user": "No One"},
+        {"interval": "10ms"},
+        {"mark": "read"},
+        {"url": "eu1"},
+        {"grpc_address": "x:1"},
+        GRPC | {"grpc_address": "x"},
+    ],
 )
 def test_a_wrong_setting_is_refused(wrong: dict[str, str]) -> None:
     right = {"type": "tts-notifications", "url": "https://tts.example", "api_key": "k", "user": "jane"}

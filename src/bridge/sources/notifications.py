@@ -7,8 +7,11 @@ the status, which belongs to the people who read in the Console.
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import anyio
@@ -17,14 +20,16 @@ import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from bridge.decode import event
+from bridge.decode import Malformed, event
 from bridge.errors import FrameError, SourceError
 from bridge.event import Entity, Event
 from bridge.fields import Duration, Section
 from bridge.metrics import Metrics
 from bridge.outbox import Trace
-from bridge.sources import Arrival, Reading, SourceStatus
+from bridge.sources import Reading, SourceStatus
 from bridge.sources.api import Api
+from bridge.sources.feed import Feed
+from bridge.sources.keycheck import EXPIRED
 from bridge.sources.models import ID, tts_url
 from bridge.sources.plan import key
 from bridge.sources.upstream import Upstream
@@ -43,6 +48,9 @@ RENEW = 600.0  # seconds after which the waking stream is opened anew: a dead on
 STEADY = 30.0  # seconds a stream has to live for the waits to begin anew
 CHECK = 5.0  # seconds between two looks whether deliveries are confirmed
 UNKNOWN_CHECKS = 24  # looks after which a notification that nothing stored is taken as unwanted
+
+
+HOST_AND_PORT = re.compile(r"[^/\s]+:[0-9]{1,5}\Z")
 
 
 def _user(value: str) -> str:
@@ -73,6 +81,10 @@ class NotificationsSourceConfig(Section):
     def _address_of_grpc(self) -> NotificationsSourceConfig:
         if self.grpc_address is not None and self.transport != "grpc":
             raise ValueError("grpc_address is for transport: grpc")
+        if self.grpc_address is not None and not HOST_AND_PORT.match(self.grpc_address):
+            raise ValueError("write grpc_address as host:port, such as eu1.cloud.thethings.network:8884")
+        if self.transport == "grpc" and find_spec("grpc") is None:
+            raise ValueError("transport: grpc needs an extra: pip install 'tts-event-bridge[grpc]'")
         return self
 
 
@@ -138,7 +150,7 @@ class NotificationsSource:
     """Follows the notifications of one user.
 
     *cursor* and *recent* read what the outbox keeps of this source, *trace* one event of it. *wait* gives the
-    seconds before the nth try in a row, from 1; *now* is unix seconds; *chance* is 0 to 1.
+    seconds before the nth try in a row, from 1; *now* is unix seconds; *rng* spreads polls and makes ids.
     """
 
     def __init__(
@@ -154,7 +166,7 @@ class NotificationsSource:
         trace: Callable[[str], Awaitable[Trace | None]],
         wait: Callable[[int], float],
         now: Callable[[], float],
-        chance: Callable[[], float],
+        rng: random.Random,
     ) -> None:
         self.name = name
         self._config = config
@@ -166,10 +178,11 @@ class NotificationsSource:
         self._recent = recent
         self._trace = trace
         self._wait = wait
-        self._now = now
-        self._chance = chance
+        self._rng = rng
+        self._feed = Feed(name, metrics, now, rng)
         self._mark: int | None = None
         self._begin: int | None = None
+        self._is_first = True
         self._taken: dict[str, int] = {}
         self._to_mark: dict[str, int] = {}
         self._unwanted: set[str] = set()
@@ -195,6 +208,7 @@ class NotificationsSource:
 
     async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
         """Poll until cancelled; what comes is handed over oldest first, so that the mark only rises."""
+        self._feed.into = into
         self._mark = self._begin = (await self._cursors()).get(key(self._user))
         prefix = unique_id(self._config.user, "")
         self._taken = {
@@ -208,28 +222,33 @@ class NotificationsSource:
             while True:
                 self._wake = anyio.Event()
                 try:
-                    await self._poll(into)
+                    await self._poll()
                 except SourceError as error:
                     failures += 1
                     await self._sit_out(error, failures)
                 else:
                     failures = 0
-                    self._recovered()
+                    await self._recovered()
                     await self._rest()
 
     async def _rest(self) -> None:
         """Until the next poll is due, or an event says that there is something."""
-        with anyio.move_on_after(self._config.interval * (0.9 + 0.2 * self._chance())):
+        with anyio.move_on_after(self._config.interval * self._rng.uniform(0.9, 1.1)):
             await self._wake.wait()
             await anyio.sleep(min(GATHER, self._config.interval / 2))
 
     # Taking in
 
-    async def _poll(self, into: MemoryObjectSendStream[Reading]) -> None:
+    async def _poll(self) -> None:
         listing = await self._listed()
-        fresh = [each for each in listing.items if await self._is_new(each)]
-        for each in sorted(fresh, key=lambda each: each.order):
-            await self._hand_over(each, into, moves=listing.whole)
+        fresh = sorted(
+            [each for each in listing.items if await self._is_new(each)], key=lambda each: each.order
+        )
+        newest = max((each.created for each in listing.items), default=0)
+        for each in fresh:
+            at = newest if each is fresh[-1] else each.created
+            await self._hand_over(each, at if listing.whole else 0)
+        self._is_first = False
         if self._config.mark != "none":
             self._consider(listing.items)
         floor = (self._mark or 0) - LATE
@@ -268,8 +287,7 @@ class NotificationsSource:
             try:
                 yield notification(self._config.user, body)
             except FrameError as error:
-                self._metrics.source_frame_errors.labels(self.name).inc()
-                log.warning("a notification cannot be read, skipped", source=self.name, why=str(error))
+                self._feed.malformed(Malformed(str(error)))
 
     def _reaches_the_mark(self, items: Sequence[Notification]) -> bool:
         if self._config.mark != "none" or self._mark is None:
@@ -277,28 +295,28 @@ class NotificationsSource:
         return any(each.created < self._mark - LATE for each in items)
 
     async def _is_new(self, each: Notification) -> bool:
-        """Above the mark; shortly below it only if it was never taken in, and became visible late."""
+        """Above the mark; shortly below it only if it was never taken in, and became visible late.
+
+        The outbox is asked where the last run may have taken in more than its mark says.
+        """
         if each.id in self._taken:
             return False
-        if self._mark is None or each.created > self._mark or not each.created:
+        if self._mark is None or not each.created:
             return True
         if each.created < self._mark - LATE:
             return False
-        if self._begin is not None and each.created <= self._begin:
+        if self._is_first or (self._begin is not None and each.created <= self._begin):
             return await self._trace(each.event.unique_id) is None
         return True
 
-    async def _hand_over(
-        self, each: Notification, into: MemoryObjectSendStream[Reading], *, moves: bool
-    ) -> None:
-        received = self._now()
-        cursors = {key(self._user): each.created} if moves and each.created else {}
-        self._metrics.source_last_event.labels(self.name).set(received)
-        self._metrics.source_lag.labels(self.name).set(max(0.0, received - each.created / 1e9))
-        await into.send(Arrival(self.name, each.event, received, cursors))
+    async def _hand_over(self, each: Notification, mark: int) -> None:
+        """*mark* is where the mark may move with it; 0 if some may have slipped past that are older."""
+        await self._feed.event(each.event, {key(self._user): mark} if mark else {})
+        lag = self._feed.now() - each.created / 1e9
+        self._metrics.source_lag.labels(self.name).set(max(0.0, lag))
         self._taken[each.id] = each.created
-        if cursors:
-            self._mark = max(each.created, self._mark or 0)
+        if mark:
+            self._mark = max(mark, self._mark or 0)
 
     # Marking
 
@@ -348,18 +366,32 @@ class NotificationsSource:
         wait = pause(error, self._wait(failures))
         if str(error) != self._error:
             log.warning("notifications not read", source=self.name, error=str(error), retry_in=round(wait, 1))
-        self._error, self._refused = str(error), error.kind in ("refused", "rejected")
+        self._error = str(error)
         self._connect(False)
         self._metrics.source_reconnects.labels(self.name, error.kind).inc()
+        if error.kind in ("refused", "rejected"):
+            await self._judge("expired" if error.name in EXPIRED else "refused")
         self._retry_at = anyio.current_time() + wait
         await anyio.sleep(wait)
         self._retry_at = None
 
-    def _recovered(self) -> None:
+    async def _recovered(self) -> None:
         if self._error:
             log.info("notifications are read again", source=self.name)
-        self._error, self._refused = "", False
+        self._error = ""
         self._connect(True)
+        await self._judge("")
+
+    async def _judge(self, reason: str) -> None:
+        """A key that goes bad or good again is told once, by metric and event."""
+        if bool(reason) == self._refused:
+            return
+        self._refused = bool(reason)
+        self._metrics.source_refused.labels(self.name).set(self._refused)
+        if reason:
+            await self._feed.tell("bridge.source.unready", {"reason": reason, "error": self._error})
+        else:
+            await self._feed.tell("bridge.source.ready", {})
 
     def _connect(self, connected: bool) -> None:
         self._connected = connected

@@ -79,7 +79,7 @@ async def open_source(
                 trace=outbox.trace,
                 wait=reconnect_wait,
                 now=now,
-                chance=rng.random,
+                rng=rng,
             )
             return
         yield TtsSource(
