@@ -9,6 +9,7 @@ from bridge.errors import Mistake
 from bridge.lint import lint, unused_sinks
 from bridge.shared import catalogue
 from bridge.sources.models import TtsSourceConfig
+from bridge.tryout import findings
 
 
 def warnings(config: Config) -> list[Mistake]:
@@ -17,7 +18,17 @@ def warnings(config: Config) -> list[Mistake]:
     file = str(config.files[0]) if config.files else ""
     advice = "no rule sends to it; remove it, or name it in a rule's send"
     places = {name: Mistake(file, 0, f"sinks.{name}", advice) for name in config.sinks}
-    return [*found, *unused_sinks(config.rule_files, places)]
+    return [*found, *unused_sinks(config.rule_files, places), *untried(config, file)]
+
+
+def untried(config: Config, file: str) -> list[Mistake]:
+    """Templates that fail on a sample of an event some rule sends to their sink."""
+    rules = {rule.name: rule for rule in config.rule_set.rules}
+    return [
+        Mistake(file, 0, f"sinks.{each.sink}.{each.key}", f"{each.advice} (template)")
+        for each in findings(config.sinks, config.rule_set.rules, catalogue())
+        if "template" not in rules[each.rule].allow
+    ]
 
 
 def followed(config: Config) -> Collection[str]:

@@ -24,6 +24,7 @@ LINTS: Mapping[str, str] = {
     "zero": "a zero, false or empty value of a field that is left out when it is that",
     "never": "something that can never match",
     "shadowed": "an earlier rule already sends all of it to the same sinks",
+    "template": "a template of a sink the rule sends to fails on a sample of its events",
 }
 """The warnings `allow` may name."""
 
