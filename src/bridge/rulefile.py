@@ -85,12 +85,10 @@ class _Reader:
         self.reading.wrong(path, advice)
 
     def file(self) -> tuple[Rule, ...]:
-        later = (
-            "; alerts are not in this version yet" if "alerts" in (self.reading.document.value or ()) else ""
-        )
-        top = self.reading.mapping(
-            self.reading.document.value, (), FILE_KEYS, "a map with rules: [...]", later
-        )
+        value = self.reading.document.value
+        alerts = isinstance(value, Mapping) and "alerts" in value
+        later = "; alerts are not in this version yet" if alerts else ""
+        top = self.reading.mapping(value, (), FILE_KEYS, "a map with rules: [...]", later)
         entries = top.get("rules") if top else []
         if entries is None or not isinstance(entries, list):
             self.wrong(("rules",), "must be a list of rules, each beginning with - name:")
