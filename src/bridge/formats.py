@@ -9,19 +9,22 @@ from urllib.parse import quote
 
 import msgspec
 
+from bridge import formats_home_assistant as home_assistant
+from bridge import formats_tts
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.event import ids_of
 from bridge.render import Template, summary
 
-Format: TypeAlias = Literal["event", "data", "cloudevents", "alertmanager", "tts-v3", "template"]
+Format: TypeAlias = Literal[
+    "event", "data", "cloudevents", "alertmanager", "tts-v3", "home-assistant", "template"
+]
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 CLOUDEVENT = "application/cloudevents+json; charset=utf-8"
 CLOUDEVENTS = "application/cloudevents-batch+json; charset=utf-8"
 
-APPLICATION_UP = "type.googleapis.com/ttn.lorawan.v3.ApplicationUp"
 NOT_ENDED = "0001-01-01T00:00:00Z"  # how Alertmanager writes that an alert goes on: Go's zero time
 
 
@@ -73,7 +76,9 @@ class Encoder:
             case "alertmanager":
                 return msgspec.json.encode(alert(delivery))
             case "tts-v3":
-                return tts_v3(delivery)
+                return formats_tts.message(delivery.event)[1]
+            case "home-assistant":
+                return home_assistant.state(home_assistant.report(delivery.event))
             case "template":
                 return valid_json(self._text(delivery))
 
@@ -132,14 +137,6 @@ def with_delivery(delivery: Delivery) -> bytes:
     about = {"delivery_id": delivery.id, "rule": delivery.rule, "attempt": delivery.attempt}
     inside = delivery.event.body.strip()[1:-1].rstrip()
     return b"{" + inside + (b"," if inside else b"") + b'"bridge":' + msgspec.json.encode(about) + b"}"
-
-
-def tts_v3(delivery: Delivery) -> bytes:
-    """An application's message as TTS's own MQTT server sends it: `ApplicationUp` (messages.proto, v3.32)."""
-    message = delivery.event.document().get("data")
-    if not isinstance(message, dict) or message.pop("@type", None) != APPLICATION_UP:
-        raise RenderError(f"{delivery.event.name} carries no application message, which tts-v3 is")
-    return msgspec.json.encode(message)
 
 
 # CloudEvents 1.0.2: https://github.com/cloudevents/spec

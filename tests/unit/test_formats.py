@@ -231,10 +231,18 @@ def test_what_is_common_is_in_all() -> None:
 
 def test_tts_v3_is_the_application_message() -> None:
     """Without the type of the event's envelope."""
-    data = {"@type": "type.googleapis.com/ttn.lorawan.v3.ApplicationUp", "uplink_message": {"f_port": 1}}
-    assert json.loads(Encoder("tts-v3").one(delivery("as.up.data.forward", data)).body) == {
-        "uplink_message": {"f_port": 1}
-    }
+    up = {"end_device_ids": METER["device_ids"], "uplink_message": {"f_port": 1}}
+    data = {"@type": "type.googleapis.com/ttn.lorawan.v3.ApplicationUp", **up}
+    assert json.loads(Encoder("tts-v3").one(delivery("as.up.data.forward", data, METER)).body) == up
+
+
+def test_home_assistant_gets_states() -> None:
+    """For its webhook trigger: an object of values by key; other events are dead letters."""
+    data = {"uplink_message": {"f_port": 1, "decoded_payload": {"temperature": 21.5}}}
+    payload = Encoder("home-assistant").one(delivery("as.up.data.forward", data, METER))
+    assert json.loads(payload.body)["temperature"] == 21.5
+    with pytest.raises(RenderError):
+        Encoder("home-assistant").one(delivery("as.up.join.forward", {}, METER))
 
 
 @pytest.mark.parametrize("data", [None, {}, {"@type": "type.googleapis.com/ttn.lorawan.v3.Gateway"}, [1]])

@@ -27,7 +27,6 @@ from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
-LATER = "is not available in this version"
 OURS = frozenset(
     {
         "webhook-id",
@@ -104,6 +103,7 @@ class WebhookConfig(Section):
     format: Literal[
         "event", "data", "cloudevents", "alertmanager", "tts-v3", "home-assistant", "template"
     ] = "event"
+    """tts-v3: what TTS's MQTT server publishes; home-assistant: an object of states."""
     cloudevents: Literal["structured", "binary"] = "structured"
     """With format: cloudevents."""
     template: str | None = None
@@ -152,8 +152,6 @@ class WebhookConfig(Section):
 
     def encoder(self, hosts: Mapping[str, str]) -> Encoder:
         """How bodies are made; *hosts* maps a source to its TTS host; raises ValueError for a template."""
-        if self.format == "home-assistant":
-            raise ValueError(f"format: home-assistant {LATER}")
         template = None if self.template is None else Template(self.template)
         binary = self.cloudevents == "binary"
         return Encoder(self.format, binary, template, self.content_type, hosts)
