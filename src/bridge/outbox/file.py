@@ -24,6 +24,7 @@ RESERVE = 64 << 20  # bytes kept back so that settling goes on when the disk is 
 MARGIN = 4 << 20  # bytes that have to be free beside the reserve, or it would fill the disk itself
 BUSY = 10_000  # ms a connection waits for another's lock: reading commands hold theirs for microseconds
 LOG_PAGES = 4000  # pages of write-ahead log after which it is brought into the file: 16 MB
+PAGE = 4096  # bytes
 CACHE = 8 << 10  # KiB of pages a connection keeps in memory
 
 NETWORK = frozenset(
@@ -56,11 +57,13 @@ def connect(
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA busy_timeout={BUSY}")
         if not path.exists() or path.stat().st_size == 0:
+            db.execute(f"PRAGMA page_size={PAGE}")
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if durability == 'power' else 'NORMAL'}")
         db.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
+        db.execute(f"PRAGMA journal_size_limit={2 * log_pages * PAGE}").fetchone()
         db.execute(f"PRAGMA cache_size=-{CACHE}")
         db.execute("PRAGMA temp_store=MEMORY")
         refuse_newer(db, path, migrations)
@@ -201,24 +204,24 @@ class Reserve:
 
     def __init__(self, path: Path, size: int = RESERVE) -> None:
         self._path = path
-        self._size = size
+        self.size = size
 
     def shrink_to_disk(self) -> None:
         """Never more than a quarter of what is free: a small disk is for deliveries first."""
         if not self._path.exists():
-            self._size = min(self._size, free_bytes(self._path) // 4)
+            self.size = min(self.size, free_bytes(self._path) // 4)
 
     def take(self) -> bool:
         """Allocate the reserve if it is not there; say whether it is, with room beside it."""
-        if self._path.exists() and self._path.stat().st_size == self._size:
+        if self._path.exists() and self._path.stat().st_size == self.size:
             return True
         try:
-            if free_bytes(self._path) < self._size + min(MARGIN, self._size):
+            if free_bytes(self._path) < self.size + min(MARGIN, self.size):
                 return False
             reserve = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             try:
-                if self._size:
-                    os.posix_fallocate(reserve, 0, self._size)
+                if self.size:
+                    os.posix_fallocate(reserve, 0, self.size)
             finally:
                 os.close(reserve)
         except OSError:

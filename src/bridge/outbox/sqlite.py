@@ -33,6 +33,7 @@ from bridge.outbox import (
 )
 from bridge.outbox.file import (
     LOG_PAGES,
+    PAGE,
     RESERVE,
     Durability,
     Reserve,
@@ -98,13 +99,17 @@ async def open_outbox(
         kept = Reserve(Path(f"{path}.reserve"), reserve)
         kept.shrink_to_disk()
         kept.take()
-        store = File(path, durability, log_pages(max_size), stack)
+        store = File(path, durability, log_pages(max_size, kept.size), stack)
         yield SqliteOutbox(store, limits, kept, offload_write, offload_read, salvaged)
 
 
-def log_pages(max_size: int | None) -> int:
-    """The log counts towards the size: in a small store it is brought into the file sooner."""
-    return LOG_PAGES if max_size is None else max(50, min(LOG_PAGES, max_size // 16 // 4096))
+def log_pages(max_size: int | None, reserve: int) -> int:
+    """After how many pages the write-ahead log is brought into the file.
+
+    It counts towards the size, and with the reserve given back there must be room to bring it in.
+    """
+    most = [LOG_PAGES, *(size // part // PAGE for size, part in ((max_size, 16), (reserve, 4)) if size)]
+    return max(50, min(most))
 
 
 @asynccontextmanager
@@ -256,7 +261,8 @@ class SqliteOutbox(SqliteReader):
         await self._in_steps(
             lambda tx, _: letting_go.expire_dead_letters(tx, now - limits.dead_letter_retention, now)
         )
-        while await self._writer.aside(give_back):
+        keep = 0 if self._writer.disk_full else FREE_PAGES
+        while await self._writer.aside(lambda db: give_back(db, keep)):
             pass
         await self._writer.aside(lambda _: self._reserve.take())
 
@@ -276,13 +282,13 @@ class SqliteOutbox(SqliteReader):
         return queries.sink_totals(self._writer.totals)
 
 
-def give_back(db: sqlite3.Connection) -> bool:
-    """Return some free pages to the disk; says whether there are more than a busy store wants."""
+def give_back(db: sqlite3.Connection, keep: int) -> bool:
+    """Return some free pages to the disk; says whether there are more to return. A busy store wants some."""
     try:
         free, pages = (
             db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_count")
         )
-        if free <= max(FREE_PAGES, pages // 10):
+        if free <= (max(keep, pages // 10) if keep else 0):
             return False
         db.execute(f"PRAGMA incremental_vacuum({FREE_PAGES})").fetchall()
     except sqlite3.Error:

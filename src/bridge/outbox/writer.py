@@ -93,7 +93,8 @@ class Writer:
         self._max_size = max_size
         self._lock = anyio.Lock()
         self._waiting: list[_Job[Any]] = []
-        self._disk_full = False
+        self.disk_full = False
+        """A write failed for it, and the reserve is given back."""
 
     async def aside(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """*call* on the writer's thread and connection, outside of any transaction."""
@@ -101,9 +102,9 @@ class Writer:
 
     def refuse_beyond_the_disk(self) -> None:
         """A disk that was full takes settlements first: nothing new until the reserve fits again."""
-        if self._disk_full and not self._reserve.take():
+        if self.disk_full and not self._reserve.take():
             raise OutboxError(f"{self._file.path}: the disk is full", full=True)
-        self._disk_full = False
+        self.disk_full = False
 
     async def write(self, change: Callable[[Transaction], T]) -> T:
         """Do *change* in the next commit. Not cancelled half-way: the caller knows what happened."""
@@ -155,14 +156,17 @@ class Writer:
         self.totals = self.totals | moved
 
     def _shorten_log(self) -> None:
-        """Near `max_size`: bring the write-ahead log into the file, before anything is dropped for it."""
-        limit, size = self._max_size, queries.log_bytes(self._file.path)
-        if limit is None or not size or queries.pages_used(self._file.writer) + size <= limit - limit // 8:
-            return
-        with suppress(sqlite3.Error):
-            self._file.writer.execute(f"PRAGMA busy_timeout={SHORT}")
-            self._file.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self._file.writer.execute(f"PRAGMA busy_timeout={BUSY}")
+        """Bring the write-ahead log into the file where its size would cost deliveries or settlements."""
+        size = queries.log_bytes(self._file.path)
+        if size and (self.disk_full or self._is_near_max_size(size)):
+            with suppress(sqlite3.Error):
+                self._file.writer.execute(f"PRAGMA busy_timeout={SHORT}")
+                self._file.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._file.writer.execute(f"PRAGMA busy_timeout={BUSY}")
+
+    def _is_near_max_size(self, log_size: int) -> bool:
+        limit = self._max_size
+        return limit is not None and queries.pages_used(self._file.writer) + log_size > limit - limit // 8
 
     def _told(self, error: Exception) -> Exception:
         """*error* as an OutboxError; a full disk gets the reserve back, so that settling goes on."""
@@ -170,7 +174,7 @@ class Writer:
             return error
         full = is_full(error)
         if full:
-            self._disk_full = True
+            self.disk_full = True
             self._reserve.release()
         return OutboxError(told(self._file.path, error), full=full)
 
