@@ -12,7 +12,7 @@ from bridge.config import Config, load
 from bridge.errors import ConfigError, StartError
 from bridge.event import Entity
 from bridge.sources.models import TtsSourceConfig
-from bridge.sources.notifications import NotificationsSourceConfig
+from bridge.sources.notification import NotificationsSourceConfig
 from bridge.standin import ALL, Key, Rights, World, serve
 
 pytestmark = pytest.mark.anyio

@@ -22,12 +22,8 @@ from bridge.metrics import Metrics
 from bridge.outbox import Trace, TracedDelivery
 from bridge.sources import Arrival
 from bridge.sources.api import AuthInfo, Notifications, Page
-from bridge.sources.notifications import (
-    NotificationsSource,
-    NotificationsSourceConfig,
-    notification,
-    unique_id,
-)
+from bridge.sources.notification import NotificationsSourceConfig, notification, unique_id
+from bridge.sources.notifications import NotificationsSource
 from bridge.sources.upstream import RateBudget
 from bridge.standin import Key, World
 from bridge.standin.calls import Call, find

@@ -25,7 +25,7 @@ from bridge.doctor import Finding, disk, sync_speed
 from bridge.errors import StartError
 from bridge.outbox.file import RESERVE, refuse_foreign, refuse_network
 from bridge.sources.models import ReplaySourceConfig
-from bridge.sources.notifications import NotificationsSourceConfig
+from bridge.sources.notification import NotificationsSourceConfig
 
 MOUNTS = Path("/proc/self/mounts")
 PATIENCE = 60.0  # seconds for one source or sink

@@ -32,7 +32,8 @@ from bridge.sources.api import Api, AuthInfo
 from bridge.sources.discovery import discover
 from bridge.sources.models import TtsSourceConfig
 from bridge.sources.names import NAME_ERRORS
-from bridge.sources.notifications import CREATED, NotificationsSourceConfig
+from bridge.sources.notification import NotificationsSourceConfig
+from bridge.sources.notifications import CREATED
 from bridge.sources.plan import BACKFILL, carriers, culprits, owner
 from bridge.sources.registry import connected
 from bridge.sources.upstream import Upstream

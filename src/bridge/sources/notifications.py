@@ -8,134 +8,37 @@ the status, which belongs to the people who read in the Console.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Annotated, Literal
 
 import anyio
-import msgspec
 import structlog
 from anyio.streams.memory import MemoryObjectSendStream
-from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from bridge.decode import Malformed, event
+from bridge.decode import Malformed
 from bridge.errors import FrameError, SourceError
 from bridge.event import Entity, Event
-from bridge.fields import Duration, Section
 from bridge.metrics import Metrics
 from bridge.outbox import Trace
 from bridge.sources import Reading, SourceStatus
-from bridge.sources.api import Api
+from bridge.sources.api import PAGE, Api
 from bridge.sources.feed import Feed
 from bridge.sources.keycheck import EXPIRED
-from bridge.sources.models import ID, tts_url
+from bridge.sources.marking import Marking
+from bridge.sources.notification import Notification, NotificationsSourceConfig, notification
 from bridge.sources.plan import key
 from bridge.sources.upstream import Upstream
-from bridge.tls import TlsConfig
 
 log = structlog.get_logger()
 
 CREATED = "user.notification.create"
 UNSEEN = "NOTIFICATION_STATUS_UNSEEN"
-PAGE = 1000  # notifications; the server's own limit, for lists and for updates
 PASSES = 3  # readings of a list that shrinks while it is read, before the next poll has to do
 LATE = 2_000_000_000  # ns by which a notification may become visible after a newer one
 GATHER = 1.0  # seconds after a wake-up in which others come in
 SLOW_RETRY = 120.0  # seconds; the server remembers a refusal for 2 min (pkg/component/rights.go in v3.32)
 RENEW = 600.0  # seconds after which the waking stream is opened anew: a dead one is as silent as a quiet one
 STEADY = 30.0  # seconds a stream has to live for the waits to begin anew
-CHECK = 5.0  # seconds between two looks whether deliveries are confirmed
-UNKNOWN_CHECKS = 24  # looks after which a notification that nothing stored is taken as unwanted
-
-
-HOST_AND_PORT = re.compile(r"[^/\s]+:[0-9]{1,5}\Z")
-
-
-def _user(value: str) -> str:
-    if not ID.match(value):
-        raise ValueError("ids are lower-case letters, digits and single dashes, 2 to 36 characters")
-    return value
-
-
-class NotificationsSourceConfig(Section):
-    """The notifications of one user of The Things Stack."""
-
-    type: Literal["tts-notifications"]
-    url: Annotated[str, AfterValidator(tts_url)]
-    """Address of the server; /api/v3 is added."""
-    api_key: SecretStr
-    """A key of the user, with the right to read notifications."""
-    user: Annotated[str, AfterValidator(_user)]
-    transport: Literal["http", "grpc"] = "http"
-    grpc_address: str | None = None
-    """host:port of the gRPC API; default: host of url, 8884 (1884 for http://)."""
-    interval: Annotated[Duration, Field(ge=1)] = 60.0
-    """How often the list is read; an event of the server makes it sooner."""
-    mark: Literal["none", "seen", "archived"] = "none"
-    """What a notification becomes in the Console once every delivery of it is confirmed."""
-    tls: TlsConfig = TlsConfig()
-
-    @model_validator(mode="after")
-    def _address_of_grpc(self) -> NotificationsSourceConfig:
-        if self.grpc_address is not None and self.transport != "grpc":
-            raise ValueError("grpc_address is for transport: grpc")
-        if self.grpc_address is not None and not HOST_AND_PORT.match(self.grpc_address):
-            raise ValueError("write grpc_address as host:port, such as eu1.cloud.thethings.network:8884")
-        if self.transport == "grpc" and find_spec("grpc") is None:
-            raise ValueError("transport: grpc needs an extra: pip install 'tts-event-bridge[grpc]'")
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """One entry of the list; *created* in ns since 1970, 0 if it could not be read."""
-
-    id: str
-    created: int
-    event: Event
-
-    @property
-    def order(self) -> tuple[int, str]:
-        return self.created, self.id
-
-
-class _Read(msgspec.Struct):
-    id: str = ""
-    created_at: str = ""
-    notification_type: str = ""
-    entity_ids: msgspec.Raw = msgspec.Raw()
-
-
-def unique_id(user: str, id: str) -> str:
-    return f"notification/{user}/{id}"
-
-
-def notification(user: str, body: bytes) -> Notification:
-    """The notification *body* of *user* as an event; raises FrameError.
-
-    It is about the entity of the notification and the user who got it; its data are the notification.
-    """
-    try:
-        read = msgspec.json.decode(body, type=_Read)
-    except (msgspec.DecodeError, RecursionError):
-        raise FrameError("not a notification") from None
-    if not read.id:
-        raise FrameError("a notification without an id")
-    receiver: dict[str, dict[str, str]] = {"user_ids": {"user_id": user}}
-    about: list[object] = [receiver]
-    if bytes(read.entity_ids) and msgspec.json.decode(read.entity_ids) not in (receiver, None):
-        about.insert(0, read.entity_ids)
-    document = {
-        "name": f"notification.{read.notification_type or 'unknown'}",
-        "time": read.created_at,
-        "identifiers": about,
-        "data": msgspec.Raw(body),
-        "unique_id": unique_id(user, read.id),
-    }
-    made = event(msgspec.json.encode(document))
-    return Notification(read.id, made.time_ns, made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +52,8 @@ class Listing:
 class NotificationsSource:
     """Follows the notifications of one user.
 
-    *cursor* and *recent* read what the outbox keeps of this source, *trace* one event of it. *wait* gives the
-    seconds before the nth try in a row, from 1; *now* is unix seconds; *rng* spreads polls and makes ids.
+    *cursors* and *recent* read what the outbox keeps of this source, *trace* one event of it. *wait* gives
+    the seconds before the nth try in a row, from 1; *now* is unix seconds; *rng* spreads polls.
     """
 
     def __init__(
@@ -180,19 +83,17 @@ class NotificationsSource:
         self._wait = wait
         self._rng = rng
         self._feed = Feed(name, metrics, now, rng)
+        self._marking = Marking(name, config, api, trace)
         self._mark: int | None = None
         self._begin: int | None = None
         self._is_first = True
         self._taken: dict[str, int] = {}
-        self._to_mark: dict[str, int] = {}
-        self._unwanted: set[str] = set()
         self._wake = anyio.Event()
         self._connected = False
         self._listening = False
         self._error = ""
         self._refused = False
         self._deaf = ""
-        self._unmarked = ""
         self._retry_at: float | None = None
 
     def status(self) -> SourceStatus:
@@ -210,15 +111,13 @@ class NotificationsSource:
         """Poll until cancelled; what comes is handed over oldest first, so that the mark only rises."""
         self._feed.into = into
         self._mark = self._begin = (await self._cursors()).get(key(self._user))
-        prefix = unique_id(self._config.user, "")
-        self._taken = {
-            each.removeprefix(prefix): self._mark or 0 for each in await self._recent(key(self._user))
-        }
+        recent = await self._recent(key(self._user))
+        self._taken = {id.rpartition("/")[2]: self._mark or 0 for id in recent}
         failures = 0
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._listen)
             if self._config.mark != "none":
-                beside.start_soon(self._mark_delivered)
+                beside.start_soon(self._marking.run)
             while True:
                 self._wake = anyio.Event()
                 try:
@@ -250,7 +149,7 @@ class NotificationsSource:
             await self._hand_over(each, at if listing.whole else 0)
         self._is_first = False
         if self._config.mark != "none":
-            self._consider(listing.items)
+            self._marking.consider(listing.items)
         floor = (self._mark or 0) - LATE
         self._taken = {id: created for id, created in self._taken.items() if created >= floor}
 
@@ -317,48 +216,6 @@ class NotificationsSource:
         self._taken[each.id] = each.created
         if mark:
             self._mark = max(mark, self._mark or 0)
-
-    # Marking
-
-    def _consider(self, items: Iterable[Notification]) -> None:
-        """Everything taken in and still unseen is to be marked, unless nothing ever stored it."""
-        for each in items:
-            if each.id not in self._unwanted:
-                self._to_mark.setdefault(each.id, 0)
-
-    async def _mark_delivered(self) -> None:
-        while True:
-            await anyio.sleep(min(CHECK, self._config.interval))
-            delivered = [id for id in list(self._to_mark) if await self._is_confirmed(id)]
-            for at in range(0, len(delivered), PAGE):
-                await self._set_status(delivered[at : at + PAGE])
-
-    async def _is_confirmed(self, id: str) -> bool:
-        """Every delivery of it is delivered; one that died or was dropped leaves it unseen."""
-        found = await self._trace(unique_id(self._config.user, id))
-        if found is not None and found.deliveries:
-            self._to_mark[id] = 0
-            return all(each.state == "delivered" for each in found.deliveries)
-        self._to_mark[id] += 1
-        if self._to_mark[id] >= UNKNOWN_CHECKS:
-            del self._to_mark[id]
-            self._unwanted.add(id)
-        return False
-
-    async def _set_status(self, ids: Sequence[str]) -> None:
-        status = f"NOTIFICATION_STATUS_{self._config.mark.upper()}"
-        try:
-            await self._api.mark_notifications(self._config.user, ids, status)
-        except SourceError as error:
-            if not self._unmarked:
-                log.warning("notifications cannot be marked, tried again", source=self.name, error=str(error))
-            self._unmarked = str(error)
-            return
-        if self._unmarked:
-            log.info("notifications are marked again", source=self.name)
-        self._unmarked = ""
-        for id in ids:
-            self._to_mark.pop(id, None)
 
     # Trouble
 

@@ -21,7 +21,8 @@ from bridge.sources.api import Api, HttpApi
 from bridge.sources.follow import TtsSource
 from bridge.sources.http import HttpUpstream, http_client
 from bridge.sources.models import ReplaySourceConfig, TtsSourceConfig, grpc_target
-from bridge.sources.notifications import NotificationsSource, NotificationsSourceConfig
+from bridge.sources.notification import NotificationsSourceConfig
+from bridge.sources.notifications import NotificationsSource
 from bridge.sources.replay import ReplaySource
 from bridge.sources.upstream import Upstream
 
