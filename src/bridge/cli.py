@@ -18,6 +18,7 @@ from bridge.commands.catalogue import catalogue
 from bridge.commands.check import check
 from bridge.commands.demo import demo
 from bridge.commands.doctor import doctor
+from bridge.commands.explain import explain
 from bridge.commands.init import init
 from bridge.commands.record import record
 from bridge.commands.run import run
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, check, demo, doctor, init, send_test, trace, record, catalogue, schema):
+for command in (run, check, demo, doctor, init, explain, send_test, trace, record, catalogue, schema):
     app.command()(command)
 app.command("test")(run_tests)
 app.add_typer(dead_letters.app, name="dead-letters")
