@@ -22,8 +22,9 @@ from bridge.errors import BridgeError, OutboxError, StartError
 from bridge.event import Event
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
-from bridge.ops import Access, Parts, StoreCollector, admin_app, metrics_app
+from bridge.ops import StoreCollector, admin_app, metrics_app
 from bridge.outbox import Outbox
+from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
 from bridge.related import Finder, Related, attaching
@@ -114,7 +115,7 @@ class App:
             ingest=self.ingest,
             sources=self.sources.running,
             dispatchers=self.dispatchers.running,
-            config_hash=lambda: self.config.hash,
+            config=lambda: self.config,
             reload=self.reload,
         )
         names = (self.sources.running.keys, self.dispatchers.running.keys)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 import structlog
@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from bridge.delivery import Route
 from bridge.errors import OutboxError
-from bridge.event import order_key
+from bridge.event import Event, order_key
 from bridge.metrics import Metrics
 from bridge.outbox import Accepted, Batch, Intake, Outbox
 from bridge.redact import Redactor
@@ -22,6 +22,7 @@ from bridge.sources import Arrival, Reading, Started
 log = structlog.get_logger()
 
 BATCH_LIMIT = 512  # readings a transaction: 10 times fewer is slower, more only delays the first
+RECENT = 50  # events shown on the page
 RETRY_WAITS = (0.1, 0.5, 2.0, 5.0)  # seconds between tries to store a batch; the last is repeated
 
 
@@ -40,6 +41,8 @@ class Ingest:
     ordered: frozenset[str] = frozenset()
     storing: bool = True
     """False while the disk does not take what is read."""
+    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last events that came, as they came."""
 
     async def run(self, readings: MemoryObjectReceiveStream[Reading]) -> None:
         """Store what comes until all sources have let go of the stream.
@@ -57,6 +60,7 @@ class Ingest:
                 intake(arrival, wanted, self.redactor, self.ordered)
                 for arrival, wanted in zip(arrivals, matched, strict=True)
             ]
+            self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
             accepted = await self._store(batch(taken, intakes))
             self._count(matched, accepted)
             self.wake(accepted.sinks)

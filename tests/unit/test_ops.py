@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.ops import Access, known_host, refusal
+from bridge.ops import known_host, refusal
+from bridge.parts import Access
 
 TOKEN = Access(token="s3cret")
 OPEN = Access()

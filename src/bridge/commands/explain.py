@@ -5,23 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bridge.commands.terminal import WRONG, ConfigOption, JsonOption, fail, loaded, print_json, print_lines
-from bridge.config import Config
-from bridge.delivery import Delivery, delivery_id
 from bridge.errors import FrameError
 from bridge.event import Event
 from bridge.explain import Verdict, read_events
 from bridge.explain import explain as judged
-from bridge.redact import Redactor
-from bridge.sinks.preview import Preview, previews
+from bridge.explained import as_object, deliveries
+from bridge.sinks.preview import Preview
 
-SOURCE = "explain"
 LONGEST = 2000  # characters of a body shown to a person
 
 
@@ -54,27 +50,6 @@ def events_in(file: Path | None) -> Iterator[Event]:
         fail([f"{file}: cannot be read: {error.strerror}"], WRONG)
     except FrameError as error:
         fail([f"{file or 'standard input'}: {error}"], WRONG)
-
-
-def deliveries(config: Config, event: Event, verdicts: tuple[Verdict, ...], now: float) -> Iterator[Preview]:
-    """What the rules would send of *event*, after redaction; *now* in unix seconds."""
-    stored = Redactor.of(config.redact).redact(event)
-    for verdict in verdicts:
-        for sink in verdict.send:
-            if sink in config.sinks:
-                identifier = delivery_id(event.unique_id, verdict.rule, sink)
-                delivery = Delivery(0, identifier, stored, SOURCE, verdict.rule, sink, 1, now)
-                yield from previews(config.sinks[sink], delivery, {})
-
-
-def as_object(event: Event, verdicts: tuple[Verdict, ...], rendered: list[Preview]) -> dict[str, object]:
-    """What `--json` and `POST /api/explain` answer for one event."""
-    return {
-        "unique_id": event.unique_id,
-        "name": event.name,
-        "rules": [asdict(each) | {"matched": each.why is None} for each in verdicts],
-        "deliveries": [asdict(each) for each in rendered],
-    }
 
 
 def shown(event: Event, verdicts: tuple[Verdict, ...], rendered: list[Preview]) -> Iterator[str]:

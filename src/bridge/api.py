@@ -1,0 +1,186 @@
+"""`/api`: what runs, what waits, what was given up, and why a rule wants an event (DESIGN.md §2.7)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from bridge.errors import BridgeError, ConfigError, FrameError
+from bridge.event import Event, ids_of
+from bridge.explain import explain, read_events
+from bridge.explained import as_object, deliveries
+from bridge.outbox import DeadLetterFilter, SinkTotals, SourceTotals
+from bridge.parts import Parts, ready
+from bridge.redact import Redactor
+from bridge.render import summary
+
+PAGE = 1000  # rows of one answer
+EXPLAINED = 20  # events of one question to explain
+LARGEST = 1 << 20  # bytes of a question
+
+
+def api_routes(parts: Parts) -> list[Route]:
+    """Everything below `/api`, and `/-/reload`."""
+
+    async def api_status(_: Request) -> Response:
+        return JSONResponse(await status(parts))
+
+    async def reload(_: Request) -> Response:
+        try:
+            await parts.reload()
+        except ConfigError as error:
+            return JSONResponse({"mistakes": [str(each) for each in error.mistakes]}, 400)
+        except BridgeError as error:
+            return JSONResponse({"mistakes": [str(error)]}, 503)
+        return JSONResponse({"config_hash": parts.config().hash})
+
+    async def trace(request: Request) -> Response:
+        found = await parts.outbox.trace(request.path_params["unique_id"])
+        return _missing("event") if found is None else JSONResponse(asdict(found))
+
+    return [
+        Route("/api/status", api_status),
+        Route("/-/reload", reload, methods=["POST"]),
+        Route("/api/trace/{unique_id:path}", trace),
+        *explain_routes(parts),
+        *dead_letter_routes(parts),
+    ]
+
+
+def explain_routes(parts: Parts) -> list[Route]:
+    async def explained(request: Request) -> Response:
+        """The events in the body, as `bridge explain` takes them; or `{"recent": unique_id}`."""
+        text = await request.body()
+        if len(text) > LARGEST:
+            return JSONResponse({"error": "larger than 1 MiB"}, 413)
+        try:
+            events = asked(parts, text)
+        except FrameError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        config = parts.config()
+        found: list[dict[str, Any]] = []
+        for event in events[:EXPLAINED]:
+            verdicts = explain(config.rule_set, event)
+            rendered = list(deliveries(config, event, verdicts, parts.now()))
+            found.append(as_object(event, verdicts, rendered))
+        return JSONResponse({"events": found})
+
+    async def recent(_: Request) -> Response:
+        redactor = Redactor.of(parts.config().redact)
+        return JSONResponse({"events": [shown(redactor.redact(each)) for each in parts.ingest.recent]})
+
+    return [Route("/api/explain", explained, methods=["POST"]), Route("/api/recent", recent)]
+
+
+class _Recent(msgspec.Struct):
+    recent: str = ""
+
+
+def asked(parts: Parts, text: bytes) -> list[Event]:
+    """The events a question to explain is about; raises FrameError."""
+    try:
+        unique_id = msgspec.json.decode(text, type=_Recent).recent
+    except msgspec.DecodeError:
+        unique_id = ""
+    if unique_id:
+        return [each for each in parts.ingest.recent if each.unique_id == unique_id]
+    return list(read_events(text))
+
+
+def shown(event: Event) -> dict[str, Any]:
+    """One line of the list of recent events."""
+    return {
+        "unique_id": event.unique_id,
+        "name": event.name,
+        "time": event.time,
+        "path": ids_of(event)["path"],
+        "summary": summary(event),
+        "event": event.document(),
+    }
+
+
+def _missing(what: str) -> Response:
+    return JSONResponse({"error": f"no such {what}"}, 404)
+
+
+async def status(parts: Parts) -> dict[str, Any]:
+    """The body of `/api/status`."""
+    now = parts.now()
+    source_totals, sink_totals = parts.outbox.source_totals(), parts.outbox.sink_totals()
+    paused = {name: each.pause for name, each in parts.dispatchers.items()}
+    names = sorted({*paused, *sink_totals})
+    return {
+        "version": parts.version,
+        "config_hash": parts.config().hash,
+        "uptime_seconds": round(now - parts.started, 3),
+        "ready": not ready(parts),
+        "not_ready": ready(parts),
+        "outbox": {"bytes": await parts.outbox.bytes_used()},
+        "sources": {
+            source.name: asdict(source.status()) | asdict(source_totals.get(source.name, SourceTotals()))
+            for source in parts.sources.values()
+        },
+        "sinks": {
+            name: asdict(sink_totals.get(name, SinkTotals()))
+            | {
+                "configured": name in paused,
+                "paused": asdict(state) if (state := paused.get(name)) else None,
+                "oldest_age_seconds": _age(await parts.outbox.oldest(name), now),
+            }
+            for name in names
+        },
+    }
+
+
+def _age(since: float | None, now: float) -> float | None:
+    return None if since is None else round(max(0.0, now - since), 3)
+
+
+def dead_letter_routes(parts: Parts) -> list[Route]:
+    async def listed(request: Request) -> Response:
+        query = request.query_params
+        wanted = DeadLetterFilter(sink=query.get("sink"), rule=query.get("rule"), reason=query.get("reason"))
+        found = await parts.outbox.dead_letters(wanted, limit=PAGE, after=query.get("after"))
+        return JSONResponse({"dead_letters": [asdict(each) for each in found]})
+
+    async def retry(request: Request) -> Response:
+        wanted = DeadLetterFilter(ids=[request.path_params["id"]])
+        count = await parts.outbox.retry_dead_letters(wanted, parts.now())
+        for each in parts.dispatchers.values():
+            each.wake()
+        return _changed(count)
+
+    async def drop(request: Request) -> Response:
+        wanted = DeadLetterFilter(ids=[request.path_params["id"]])
+        return _changed(await parts.outbox.drop_dead_letters(wanted, parts.now()))
+
+    async def many(request: Request) -> Response:
+        try:
+            wanted = msgspec.json.decode(await request.body(), type=DeadLetterFilter)
+        except msgspec.DecodeError as error:
+            return JSONResponse({"error": f"not a filter: {error}"}, 400)
+        if request.url.path.endswith("/drop"):
+            return JSONResponse({"changed": await parts.outbox.drop_dead_letters(wanted, parts.now())})
+        count = await parts.outbox.retry_dead_letters(wanted, parts.now())
+        for each in parts.dispatchers.values():
+            each.wake()
+        return JSONResponse({"changed": count})
+
+    return [
+        Route("/api/dead-letters", listed),
+        Route("/api/dead-letters/retry", many, methods=["POST"]),
+        Route("/api/dead-letters/drop", many, methods=["POST"]),
+        Route("/api/dead-letters/{id}/retry", retry, methods=["POST"]),
+        Route("/api/dead-letters/{id}/drop", drop, methods=["POST"]),
+    ]
+
+
+def _changed(count: int) -> Response:
+    if not count:
+        return _missing("dead letter")
+    return JSONResponse({"changed": count})
