@@ -7,24 +7,22 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import msgspec
-import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from bridge.event import rfc3339
 from bridge.ids import ulid
 from bridge.receiver import receive
 from bridge.standin import ALL, World, serve
 from bridge.standin.faults import Cut, Duplicate, ErrorFrame, Reorder
+from tests.integration.listening import UNLIMITED, subscribed, until_arrived
 from tests.integration.process import announced, start, until_settled, violations
 from tests.recordings import documents
-from tests.servers import Mosquitto, mosquitto
+from tests.servers import mosquitto
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -87,31 +85,6 @@ async def publish(world: World, rng: random.Random, published: list[str], stop: 
         await anyio.sleep(rng.expovariate(PER_SECOND))
 
 
-@asynccontextmanager
-async def subscribed(broker: Mosquitto, topic: str) -> AsyncIterator[list[str]]:
-    """The unique_ids that arrive at *topic*, by a client of its own that never loses its place."""
-    arrived: list[str] = []
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, "listener", clean_session=False)
-    client.on_message = lambda _client, _data, message: arrived.append(
-        json.loads(message.payload)["unique_id"]
-    )
-    client.connect("127.0.0.1", broker.port)
-    client.loop_start()
-    client.subscribe(topic, qos=1)
-    try:
-        yield arrived
-    finally:
-        client.disconnect()
-        client.loop_stop()
-
-
-async def until_arrived(wanted: set[str], arrived: list[str], within: float = 30.0) -> None:
-    """Give the broker and the listener the time they need for what bridge has handed over."""
-    with anyio.move_on_after(within):
-        while not wanted.issubset(arrived):
-            await anyio.sleep(0.1)
-
-
 def devices() -> str:
     found = {
         (ids["application_ids"]["application_id"], ids["device_id"])
@@ -136,7 +109,7 @@ async def test_thirty_kills_lose_nothing(tmp_path: Path) -> None:
     published: list[str] = []
     posted: list[str] = []
 
-    with mosquitto(tmp_path / "mosquitto", config="max_queued_messages 0") as broker:
+    with mosquitto(tmp_path / "mosquitto", config=UNLIMITED) as broker:
         async with (
             serve(world) as upstream,
             receive(on_delivery=lambda got: posted.append(json.loads(got.body)["unique_id"])) as crm,
