@@ -15,8 +15,9 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from paho.mqtt import MQTTException
 from paho.mqtt import client as paho
@@ -26,6 +27,8 @@ from bridge.sinks.mqtt_address import Address
 from bridge.sinks.mqtt_answers import FAILED
 from bridge.sinks.mqtt_message import Message
 
+READ = 1 << 16  # bytes
+WRITE = 1 << 18  # bytes at once
 KEEPALIVE = 30  # seconds without traffic after which the broker is asked whether it is there
 
 Protocol: TypeAlias = Literal[5, "3.1.1"]
@@ -51,6 +54,68 @@ class Settings:
     subscribe: str | None = None
     heard: Callable[[bytes], None] | None = None
     """Called with the payload of each message on the topic *subscribe*."""
+
+
+class Buffered:
+    """A connected socket, not blocking, with one system call for many packets both ways.
+
+    paho makes three to read an acknowledgement and one to write a publish.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._in = b""
+        self._at = 0
+        self._out = bytearray()
+        self._is_corked = False
+
+    def cork(self) -> None:
+        """Keep from now on what is sent until `flush`."""
+        self._sock.setblocking(False)
+        self._is_corked = True
+
+    def recv(self, most: int) -> bytes:
+        if self._at == len(self._in):
+            self._in, self._at = self._sock.recv(READ if self._is_corked else most), 0
+        found = self._in[self._at : self._at + most]
+        self._at += len(found)
+        return found
+
+    def send(self, data: bytes | bytearray) -> int:
+        if not self._is_corked:
+            return self._sock.send(data)
+        self._out += data
+        return len(data)
+
+    def flush(self) -> bool:
+        """Is everything written? Raises OSError if it never will be."""
+        try:
+            while self._out:
+                del self._out[: self._sock.send(self._out[:WRITE])]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        return True
+
+    def unread(self) -> int:
+        """Bytes that are here already, of which the event loop knows nothing."""
+        decrypted = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        return len(self._in) - self._at + decrypted
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks once corked, which is all that paho asks for."""
+
+    def pending(self) -> int:
+        return self.unread()
+
+    def close(self) -> None:
+        """Once what can be written without waiting is: the last packet may be a DISCONNECT."""
+        if self._sock.fileno() >= 0:
+            with suppress(OSError):
+                self.flush()
+        self._sock.close()
 
 
 class Packed:
@@ -131,33 +196,41 @@ def acknowledgement(packet: bytes | bytearray) -> tuple[int, int]:
     return packet[0] << 8 | packet[1], packet[2] if len(packet) > 2 else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """*sock* is what paho talks to: *wire* itself, or a WebSocket over it."""
+
+    wire: Buffered
+    sock: Any
+
+
 class Opening:
     """A socket on its way in a thread; if nobody waits for it any more, it is closed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._sock: Any = None
+        self._opened: Opened | None = None
         self._is_abandoned = False
 
-    def run(self) -> Any:
+    def run(self) -> Opened:
         """Blocks until it is connected; raises OSError, or ValueError for an impossible name."""
         made = opened(self._settings)
         with self._lock:
             if self._is_abandoned:
-                made.close()
-            self._sock = made
+                made.wire.close()
+            self._opened = made
         return made
 
     def abandon(self) -> None:
         with self._lock:
             self._is_abandoned = True
-            if self._sock is not None:
-                self._sock.close()
+            if self._opened is not None:
+                self._opened.wire.close()
 
 
-def opened(settings: Settings) -> Any:
-    """A connected socket as paho wants it: name, connection, TLS, WebSocket; raises OSError. Blocks."""
+def opened(settings: Settings) -> Opened:
+    """Name, connection, TLS, WebSocket; raises OSError. Blocks."""
     at = settings.address
     sock = socket.create_connection((at.host, at.port), settings.timeout)
     try:
@@ -165,13 +238,14 @@ def opened(settings: Settings) -> Any:
         if settings.tls:
             sock = settings.tls.wrap_socket(sock, server_hostname=at.host, do_handshake_on_connect=False)
             sock.do_handshake()
-        made = _websocket(sock, at) if at.is_websocket else sock
-        made.setblocking(False)
+        wire = Buffered(sock)
+        made = Opened(wire, _websocket(wire, at) if at.is_websocket else wire)
+        wire.cork()
     except BaseException:
         sock.close()
         raise
     return made
 
 
-def _websocket(sock: socket.socket, at: Address) -> Any:
-    return paho._WebsocketWrapper(sock, at.host, at.port, at.is_secured, at.path, None)
+def _websocket(wire: Buffered, at: Address) -> Any:
+    return paho._WebsocketWrapper(cast(socket.socket, wire), at.host, at.port, at.is_secured, at.path, None)

@@ -26,7 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from bridge.delivery import Failure, Outcome, Rejected, RetryLater
 from bridge.sinks import mqtt_answers as answers
 from bridge.sinks.mqtt_answers import Trouble
-from bridge.sinks.mqtt_client import BROKEN, Client, Opening, Packed, Settings
+from bridge.sinks.mqtt_client import BROKEN, Client, Opened, Opening, Packed, Settings
 from bridge.sinks.mqtt_message import Message
 
 TICK = 1.0  # seconds between looks at the keep alive
@@ -48,25 +48,26 @@ class _Flight(NamedTuple):
 class Link:
     """A connection from CONNECT to its end; used on the event loop's thread only."""
 
-    def __init__(self, settings: Settings, sock: Any) -> None:
-        """Over *sock*, which becomes its own."""
+    def __init__(self, settings: Settings, opened: Opened) -> None:
+        """Over *opened*, which becomes its own."""
         self.answered = anyio.Event()
         """The broker has taken us, or the link has ended."""
         self.ended = anyio.Event()
         self.trouble: Trouble | None = None
         """Why it ended."""
         self._settings = settings
-        self._sock = sock
-        self._fd: int = sock.fileno()
+        self._wire = opened.wire
+        self._fd = opened.wire.fileno()
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Message, Answer]] = deque()
         self._flying: dict[int, _Flight] = {}
         self._free = 0  # packets the broker has room for
+        self._written: list[int] = []  # QoS 0: packets of which bytes may still be unwritten
         self._packet_limit: int | None = None  # bytes
         self._last_answer = self._loop.time()
         self._flush_is_due = False
         self._is_blocked = False
-        self._client = Client(settings, sock, self._acknowledged)
+        self._client = Client(settings, opened.sock, self._acknowledged)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_written
@@ -125,8 +126,8 @@ class Link:
                 return info.mid
 
     def _on_written(self, _client: Any, _data: Any, mid: int, _code: Any, _properties: Any) -> None:
-        """QoS 0: its bytes have gone into the socket."""
-        self._acknowledged(mid, 0)
+        """QoS 0, which is done when its bytes are in the socket."""
+        self._written.append(mid)
 
     def _acknowledged(self, mid: int, code: int) -> None:
         flight = self._flying.pop(mid, None)
@@ -180,14 +181,10 @@ class Link:
     def _readable(self) -> None:
         try:
             self._client.loop_read()
-            while not self.ended.is_set() and self._unread():
+            while not self.ended.is_set() and self._wire.unread():
                 self._client.loop_read()
         except BROKEN:
             self._end(answers.NOT_MQTT)
-
-    def _unread(self) -> int:
-        """Bytes that TLS has decrypted already, of which the event loop knows nothing."""
-        return self._sock.pending() if hasattr(self._sock, "pending") else 0
 
     def _flush_soon(self) -> None:
         if not self._flush_is_due:
@@ -201,14 +198,25 @@ class Link:
         if self.ended.is_set():
             return
         self._client.loop_write()
-        if self.ended.is_set():
+        if not self.ended.is_set():
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            blocked = not self._wire.flush()
+        except OSError:
+            self._readable()  # what the broker has said before it closed the connection
+            self._end(RetryLater(Failure("connect", "connection lost")))
             return
-        blocked = self._client.want_write()
         if blocked and not self._is_blocked:
-            self._loop.add_writer(self._fd, self._flush)
+            self._loop.add_writer(self._fd, self._write)
         elif self._is_blocked and not blocked:
             self._loop.remove_writer(self._fd)
         self._is_blocked = blocked
+        if not blocked:
+            written, self._written = self._written, []
+            for mid in written:
+                self._acknowledged(mid, 0)
 
     def _tick(self) -> None:
         self._client.loop_misc()
@@ -228,7 +236,7 @@ class Link:
         self.answered.set()
         self._ticking.cancel()
         self._detach()
-        self._sock.close()
+        self._wire.close()
         guilty = _guilty(self._flying, trouble)
         for mid, flight in self._flying.items():
             if not flight.answer.done():
