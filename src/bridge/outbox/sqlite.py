@@ -54,6 +54,7 @@ Overflow: TypeAlias = Literal["drop_oldest", "block"]
 T = TypeVar("T")
 
 MOUNTS = Path("/proc/self/mounts")
+ROW_BYTES = 1000  # what an event costs beside its body, with some deliveries
 FREE_PAGES = 1000  # pages given back at a time, and left in the file for what comes next
 ID_STEPS = 100  # steps of `tidy` over ids in one round
 
@@ -210,13 +211,17 @@ class SqliteOutbox(SqliteReader):
             self._writer.refuse_beyond_the_disk()
             accepted = transactions.accept(tx, batch, self._limits.dedup_window)
             now = max((intake.received for intake in batch.intakes), default=0.0)
-            return dataclasses.replace(accepted, dropped=self._make_room(tx, now))
+            dropped = self._make_room(tx, now, incoming)
+            return dataclasses.replace(accepted, dropped=dropped) if dropped else accepted
+
+        incoming = sum(ROW_BYTES + len(intake.event.body) for intake in batch.intakes)
 
         return await self._writer.write(change)
 
-    def _make_room(self, tx: Transaction, now: float) -> Mapping[str, int]:
+    def _make_room(self, tx: Transaction, now: float, incoming: int) -> Mapping[str, int]:
+        """Looks closely only when *incoming* bytes might be too much, by the sizes of the files."""
         limit = self._limits.max_size
-        if limit is None:
+        if limit is None or self._writer.bound + 2 * incoming <= limit:
             return {}
         log_size = queries.log_bytes(self.path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -47,6 +48,7 @@ class File:
 
     def __init__(self, path: Path, durability: Durability, pages: int, stack: ExitStack) -> None:
         self.path = path
+        self._name, self._log_name = str(path), f"{path}-wal"
         self._durability: Durability = durability
         self._log_pages = pages
         self._stack = stack
@@ -59,13 +61,13 @@ class File:
         self.reader = self._stack.enter_context(closing(connect_readonly(self.path)))
         self._inode = self.path.stat().st_ino
 
-    def stay(self) -> None:
-        """If the file was deleted while running, write it again from what is still open.
+    def stay(self) -> int:
+        """The size of the file. If it was deleted while running, write it again from what is still open.
 
         The old connections stay open until the end: a read may be using one.
         """
         try:
-            there = self.path.stat().st_ino
+            there = os.stat(self._name)  # noqa: PTH116  # each commit: a string is faster than a path
         except FileNotFoundError:
             log.error("store was deleted, writing it again", store=str(self.path))
             try:
@@ -73,9 +75,17 @@ class File:
                 self._open()
             except StartError as error:
                 raise OutboxError(str(error)) from None
-            return
-        if there != self._inode:
+            return self.path.stat().st_size
+        if there.st_ino != self._inode:
             raise OutboxError(f"{self.path}: another file has taken its place; put it back or restart bridge")
+        return there.st_size
+
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        try:
+            return os.stat(self._log_name).st_size  # noqa: PTH116
+        except OSError:
+            return 0
 
 
 class Writer:
@@ -95,6 +105,8 @@ class Writer:
         self._waiting: list[_Job[Any]] = []
         self.disk_full = False
         """A write failed for it, and the reserve is given back."""
+        self.bound = 0
+        """Bytes the store was at most in use when this commit began, by the sizes of its files alone."""
 
     async def aside(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """*call* on the writer's thread and connection, outside of any transaction."""
@@ -138,9 +150,8 @@ class Writer:
             job.done = True
 
     def _transact(self, jobs: Sequence[_Job[Any]]) -> None:
-        self._file.stay()
+        self._shorten_log(self._file.stay())
         db = self._file.writer
-        self._shorten_log()
         tx = Transaction(db, self.totals.get(EVENTS, 0))
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -155,18 +166,17 @@ class Writer:
         moved = {total: self.totals.get(total, 0) + by for total, by in tx.moves.items()}
         self.totals = self.totals | moved
 
-    def _shorten_log(self) -> None:
-        """Bring the write-ahead log into the file where its size would cost deliveries or settlements."""
-        size = queries.log_bytes(self._file.path)
-        if size and (self.disk_full or self._is_near_max_size(size)):
+    def _shorten_log(self, size: int) -> None:
+        """Bring the write-ahead log into the file where it would cost deliveries or settlements."""
+        log_size = self._file.log_size()
+        self.bound = size + 2 * log_size
+        limit = self._max_size
+        matters = limit is not None and self.bound > limit - limit // 8 and log_size > limit // 32
+        if matters or (log_size and self.disk_full):
             with suppress(sqlite3.Error):
                 self._file.writer.execute(f"PRAGMA busy_timeout={SHORT}")
                 self._file.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._file.writer.execute(f"PRAGMA busy_timeout={BUSY}")
-
-    def _is_near_max_size(self, log_size: int) -> bool:
-        limit = self._max_size
-        return limit is not None and queries.pages_used(self._file.writer) + log_size > limit - limit // 8
 
     def _told(self, error: Exception) -> Exception:
         """*error* as an OutboxError; a full disk gets the reserve back, so that settling goes on."""
