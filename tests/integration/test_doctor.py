@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import anyio.to_thread
+import anyio
 import msgspec
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from bridge.commands import doctor_sinks
-from bridge.commands.doctor import doctor, examined
+from bridge.commands.doctor import examined
 from bridge.config import load
 from bridge.doctor import Finding
 from bridge.event import Entity, rfc3339
@@ -331,20 +329,18 @@ async def test_a_disk_that_is_no_good_is_named(tmp_path: Path) -> None:
 
 
 async def test_the_command_prints_a_line_each_and_ends_with_1_if_something_is_wrong(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(doctor)
-
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(app, arguments)
+    async def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return await anyio.run_process([sys.executable, "-m", "bridge", "doctor", *arguments], check=False)
 
     world = World({TOKEN: reading()})
     async with serve(world) as server:
         path = str(config(tmp_path, server.url))
-        good = await anyio.to_thread.run_sync(run, "-c", path)
+        good = await run("-c", path)
         world.revoke(TOKEN)
-        bad = await anyio.to_thread.run_sync(run, "-c", path, "--json")
-    assert good.exit_code == 0
-    assert "ok      source eu1: key: that of application plant-a" in good.stdout
-    assert bad.exit_code == 1
+        bad = await run("-c", path, "--json")
+    assert good.returncode == 0
+    assert b"ok      source eu1: key: that of application plant-a" in good.stdout
+    assert b"0 wrong" in good.stderr
+    assert bad.returncode == 1
     objects = [msgspec.json.decode(line) for line in bad.stdout.splitlines()]
     assert next(each for each in objects if each["verdict"] == "wrong")["check"] == "key"
