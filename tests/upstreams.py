@@ -48,13 +48,15 @@ class Opening:
 class WorldStream:
     """An open stream; `lost` ends it as a cut connection does, `refused` with an error frame."""
 
-    world: World
+    upstream: WorldUpstream
     subscription: Subscription
     entities: tuple[Entity, ...]
     warnings: tuple[str, ...] = ()
     budget: RateBudget | None = None
     silent: bool = False
     """Connected, and nothing comes any more."""
+    lossy: float = 0.0
+    """The chance that the server drops an event of it."""
     error: SourceError | None = None
     _waiting: anyio.CancelScope | None = None
 
@@ -64,14 +66,14 @@ class WorldStream:
             self._waiting.cancel()
 
     async def frames(self) -> AsyncIterator[Frame]:
-        yield StreamStart(self.world.now)
+        yield StreamStart(self.upstream.world.now)
         while True:
             body = b""
             with anyio.CancelScope() as self._waiting:
                 body = await self.subscription.receive.receive()
             if self.error is not None:
                 raise self.error
-            if not self.silent:
+            if not (self.silent or self.upstream.rng.random() < self.lossy):
                 yield frame(b'{"result":%s}' % body)
 
 
@@ -89,6 +91,9 @@ class WorldUpstream:
         """The largest number of streams that were open at once."""
         self.down = False
         self.latency = 0.01  # seconds until a request is answered
+        self.rng = random.Random(0)
+        self.on_open: Callable[[WorldStream], None] = lambda stream: None
+        self.on_close: Callable[[WorldStream], None] = lambda stream: None
         self.refusing: Callable[[tuple[Entity, ...]], SourceError | None] = lambda entities: None
         """What a test refuses on top of what the world does."""
         self._paid = 0.0
@@ -102,13 +107,15 @@ class WorldUpstream:
         await anyio.sleep(self.latency)
         budget, subscription = self._admitted(asked)
         warnings = () if self.world.storage else (NO_STORE,)
-        stream = WorldStream(self.world, subscription, asked.entities, warnings, budget)
+        stream = WorldStream(self, subscription, asked.entities, warnings, budget)
         self.streams.add(stream)
         self.most = max(self.most, len(self.streams))
+        self.on_open(stream)
         self.tasks.start_soon(self._replay, subscription)
         try:
             yield stream
         finally:
+            self.on_close(stream)
             self.streams.discard(stream)
             self.world.unsubscribe(subscription)
 

@@ -244,25 +244,30 @@ class Heal:
             self.largest_history = max(self.largest_history, shown.count)
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
             if each.is_unread:
-                self._mended(each, shown, found, opened)
+                self._mended(each, shown, found, opened, clock)
             elif found == "gap":
-                self._broken.gaps.append(Gap(entity, shown.since, shown.first))
+                self._broken.gaps.append(self._gap(entity, shown.since, shown, clock))
             self._was_read(each, shown, opened)
         await self._tell("trimmed")
 
-    def _mended(self, each: Followed, shown: Evidence, found: Verdict, opened: Opened) -> None:
+    def _mended(self, each: Followed, shown: Evidence, found: Verdict, opened: Opened, clock: int) -> None:
         """History since a break is read; an entity that was not followed before has lost nothing."""
         was_lost = each.lost_at < math.inf
-        gap = Gap(each.entity, self._lost_since(each, shown), shown.first) if found == "gap" else None
+        gap = self._gap(each.entity, self._lost_since(each, shown), shown, clock) if found == "gap" else None
         each.unproven = was_lost and found == "unproven"
         each.hold = opened.last_old + self._overlap
         self._broken.settle(each.entity, gap if was_lost else None)
+
+    def _gap(self, entity: Entity, since: int, shown: Evidence, clock: int) -> Gap:
+        """Up to the first event that history still had; events may be late by *overlap* on both sides."""
+        until = min(clock, shown.first + self._overlap_ns)
+        return Gap(entity, max(0, min(since, until) - self._overlap_ns), until)
 
     def _lost_since(self, each: Followed, shown: Evidence) -> int:
         """Nothing is missing before the last event seen, nor before the last reading ahead of the break."""
         if not each.lost_ns:
             return shown.since
-        return max(shown.since, min(each.read_ns or each.lost_ns, each.lost_ns) - self._overlap_ns)
+        return max(shown.since, min(each.read_ns or each.lost_ns, each.lost_ns))
 
     def _was_read(self, each: Followed, shown: Evidence, opened: Opened) -> None:
         """The next reading starts where this one did, if this one went back far enough; else at once."""
