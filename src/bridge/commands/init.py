@@ -195,7 +195,7 @@ def implied(rights: Iterable[str]) -> frozenset[str]:
 
 def rest() -> Iterator[str]:
     yield from """\
-# Where events go: take the comment signs off one of these, and name it in `send` of a rule.
+# Where events go: delete the {}, take the comment signs off one of these, name it in `send` of a rule.
 sinks: {}
 #  crm:
 #    type: webhook
