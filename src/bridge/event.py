@@ -5,6 +5,7 @@ No I/O, no clock, no logging in this file.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -86,8 +87,28 @@ class Event(msgspec.Struct, frozen=True):
     """The event's JSON object, byte for byte as received."""
 
     def document(self) -> dict[str, Any]:
-        """The whole event as JSON values. Decodes anew on each call."""
-        return msgspec.json.decode(self.body, type=dict[str, Any])
+        """The whole event as JSON values. Decodes anew on each call; raises nothing."""
+        try:
+            return msgspec.json.decode(self.body, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._leniently()
+
+    def _leniently(self) -> dict[str, Any]:
+        """What `decode` lets through unread and msgspec refuses to read.
+
+        Numbers beyond a double become infinite, bytes that are no UTF-8 a replacement character; what is
+        nested too deeply is left out.
+        """
+        try:
+            found = json.loads(self.body.decode(errors="replace"), parse_int=_integer)
+        except (ValueError, RecursionError):
+            found = None
+        return found if isinstance(found, dict) else {"name": self.name, "unique_id": self.unique_id}
+
+
+def _integer(text: str) -> int | float:
+    """Python reads no integer of more than 4,300 digits."""
+    return int(text) if len(text) <= 4300 else float(text)
 
 
 def entities(event: Event) -> tuple[Entity, ...]:

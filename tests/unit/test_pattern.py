@@ -131,6 +131,88 @@ def test_an_operator_matches_and_just_does_not(pattern: Any, event: Any, near_mi
     assert not matches(pattern, near_miss)
 
 
+DOCUMENTED = {
+    "version": "0",
+    "detail-type": "EC2 Instance State-change Notification",
+    "source": "aws.ec2",
+    "account": "012345679012",
+    "time": "2017-10-02T16:24:49Z",
+    "region": "us-east-1",
+    "resources": ["arn:aws:ec2:us-east-1:123456789012:instance/i-000000aaaaaa00000"],
+    "detail": {
+        "c-count": 5,
+        "d-count": 3,
+        "x-limit": 301.8,
+        "source-ip": "10.0.0.33",
+        "FilePath": "/usr/share/lib/file.png",
+        "state": "running",
+        "eventVersion": "",
+        "responseElements": None,
+    },
+}
+"""The event the guide explains its operators with, and a few of its further fields."""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching"),
+    [
+        ({"source": ["aws.ec2"], "detail": {"state": ["initializing", "running"]}}, True),
+        ({"resources": ["arn:aws:ec2:us-east-1:123456789012:instance/i-000000aaaaaa00000"]}, True),
+        ({"detail": {"eventVersion": [""], "responseElements": [None]}}, True),
+        ({"time": [{"prefix": "2017-10-02"}], "detail": {"FilePath": [{"suffix": ".png"}]}}, True),
+        ({"source": [{"prefix": {"equals-ignore-case": "AWS."}}]}, True),
+        ({"source": [{"suffix": {"equals-ignore-case": "EC2"}}]}, True),
+        ({"source": [{"suffix": "EC2"}]}, False),
+        ({"detail": {"state": [{"anything-but": "initializing"}], "x-limit": [{"anything-but": 123}]}}, True),
+        ({"detail": {"state": [{"anything-but": ["stopped", "overloaded"]}]}}, True),
+        ({"detail": {"x-limit": [{"anything-but": [100, 200, 301.8]}]}}, False),
+        ({"detail": {"state": [{"anything-but": {"prefix": "init"}}]}}, True),
+        ({"detail": {"FilePath": [{"anything-but": {"suffix": [".txt", ".rtf"]}}]}}, True),
+        ({"detail": {"FilePath": [{"anything-but": {"wildcard": "*/lib/*"}}]}}, False),
+        ({"detail": {"FilePath": [{"anything-but": {"wildcard": ["*/bin/*", "*/dir/*"]}}]}}, True),
+        (
+            {"detail": {"state": [{"anything-but": {"equals-ignore-case": ["initializing", "RUNNING"]}}]}},
+            False,
+        ),
+        ({"detail-type": [{"equals-ignore-case": "ec2 instance state-change notification"}]}, True),
+        (
+            {"detail": {"c-count": [{"numeric": [">", 0, "<=", 5]}], "d-count": [{"numeric": ["<", 10]}]}},
+            True,
+        ),
+        ({"detail": {"x-limit": [{"numeric": ["=", 3.018e2]}]}}, True),
+        ({"detail": {"source-ip": [{"cidr": "10.0.0.0/24"}]}}, True),
+        ({"detail": {"source-ip": [{"cidr": "10.0.1.0/24"}]}}, False),
+        ({"detail": {"state": [{"exists": True}], "nothing": [{"exists": False}]}}, True),
+        ({"detail": [{"exists": True}]}, False),
+        ({"detail": {"FilePath": [{"wildcard": "/usr/*/*.png"}]}}, True),
+        (
+            {
+                "detail": {
+                    "$or": [{"c-count": [{"numeric": [">", 5]}]}, {"d-count": [{"numeric": ["<", 10]}]}]
+                }
+            },
+            True,
+        ),
+        ({"source": ["aws.s3"], "$or": [{"region": ["us-east-1"]}, {"account": ["1"]}]}, False),
+        (
+            {
+                "time": [{"prefix": "2017-10-02"}],
+                "detail": {
+                    "state": [{"anything-but": "initializing"}],
+                    "c-count": [{"numeric": [">", 0, "<=", 5]}],
+                    "d-count": [{"numeric": ["<", 10]}],
+                    "x-limit": [{"anything-but": [100, 200, 300]}],
+                },
+            },
+            True,
+        ),
+    ],
+)
+def test_the_examples_of_the_guide_behave_as_documented(pattern: Any, matching: bool) -> None:
+    """Amazon EventBridge User Guide, "Comparison operators for use in event patterns"."""
+    assert matches(pattern, DOCUMENTED) is matching
+
+
 def test_a_path_given_again_in_an_or_replaces_the_first() -> None:
     """As event-ruler's compiler overrides a field that comes twice, in the order of the text."""
     assert matches({"a": ["x"], "$or": [{"a": ["y"]}, {"b": ["z"]}]}, {"a": "y"})

@@ -411,6 +411,23 @@ def test_a_name_the_rules_want_is_asked_of_the_server(documents: list[dict[str, 
         assert not names or any(NamePattern.compile(name).holds(one.name) for name in names)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": 1e400}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": "\xff\xfe"}',
+        b"[" * 900 + b"]" * 900,
+    ],
+)
+def test_an_event_that_msgspec_does_not_read_whole_is_judged(data: bytes) -> None:
+    """JSON that `decode` let through, from a server gone wrong: no rule falls over it."""
+    one = decode.event(b'{"name": "a", "data": ' + data + b', "origin": "gs-0"}')
+    assert wants("{origin: [gs-0]}", one) or data.startswith(b"[")
+    assert not wants("{data: {a: [1]}}", one)
+    assert not wants("{data: {a: [{numeric: ['<', 1]}]}}", one)
+
+
 def test_a_matcher_without_fields_matches_everything() -> None:
     """`match: {}`."""
     assert Matcher().mismatch(Subject(event())) is None
