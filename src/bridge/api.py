@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +20,8 @@ from bridge.parts import Parts, ready
 from bridge.redact import Redactor
 from bridge.render import summary
 
-PAGE = 1000  # rows of one answer
+PAGE = 1000  # rows of one answer, at most and by default
+RULES = 50  # rules listed at once
 EXPLAINED = 20  # events of one question to explain
 LARGEST = 1 << 20  # bytes of a question
 
@@ -39,6 +41,14 @@ def api_routes(parts: Parts) -> list[Route]:
             return JSONResponse({"mistakes": [str(error)]}, 503)
         return JSONResponse({"config_hash": parts.config().hash})
 
+    async def rules(request: Request) -> Response:
+        """The rules with `q` in their name, most matches first, and how many there are."""
+        wanted, hits = request.query_params.get("q", "").lower(), parts.ingest.hits
+        found = [rule for rule in parts.config().rule_set.rules if wanted in rule.name.lower()]
+        first = heapq.nlargest(RULES, found, key=lambda rule: hits[rule.name])
+        shown = [{"name": rule.name, "send": rule.send, "matches": hits[rule.name]} for rule in first]
+        return JSONResponse({"total": len(found), "rules": shown})
+
     async def trace(request: Request) -> Response:
         found = await parts.outbox.trace(request.path_params["unique_id"])
         return _missing("event") if found is None else JSONResponse(asdict(found))
@@ -46,6 +56,7 @@ def api_routes(parts: Parts) -> list[Route]:
     return [
         Route("/api/status", api_status),
         Route("/-/reload", reload, methods=["POST"]),
+        Route("/api/rules", rules),
         Route("/api/trace/{unique_id:path}", trace),
         *explain_routes(parts),
         *dead_letter_routes(parts),
@@ -145,7 +156,9 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
     async def listed(request: Request) -> Response:
         query = request.query_params
         wanted = DeadLetterFilter(sink=query.get("sink"), rule=query.get("rule"), reason=query.get("reason"))
-        found = await parts.outbox.dead_letters(wanted, limit=PAGE, after=query.get("after"))
+        asked_for = query.get("limit", "")
+        limit = min(PAGE, max(1, int(asked_for))) if asked_for.isdecimal() else PAGE
+        found = await parts.outbox.dead_letters(wanted, limit=limit, after=query.get("after"))
         return JSONResponse({"dead_letters": [asdict(each) for each in found]})
 
     async def retry(request: Request) -> Response:

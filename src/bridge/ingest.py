@@ -16,6 +16,7 @@ from bridge.event import Event, order_key
 from bridge.metrics import Metrics
 from bridge.outbox import Accepted, Batch, Intake, Outbox
 from bridge.redact import Redactor
+from bridge.report import Tell, is_own, silent, spared
 from bridge.rules import Rule, RuleSet
 from bridge.sources import Arrival, Reading, Started
 
@@ -43,6 +44,9 @@ class Ingest:
     """False while the disk does not take what is read."""
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last events that came, as they came."""
+    tell: Tell = silent
+    hits: Counter[str] = field(default_factory=Counter)
+    """Events each rule matched since the start."""
 
     async def run(self, readings: MemoryObjectReceiveStream[Reading]) -> None:
         """Store what comes until all sources have let go of the stream.
@@ -63,6 +67,7 @@ class Ingest:
             self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
             accepted = await self._store(batch(taken, intakes))
             self._count(matched, accepted)
+            self._tell_overflow(arrivals, accepted)
             self.wake(accepted.sinks)
 
     async def _store(self, transaction: Batch) -> Accepted:
@@ -82,11 +87,20 @@ class Ingest:
                 self.storing = True
                 return accepted
 
+    def _tell_overflow(self, arrivals: Sequence[Arrival], accepted: Accepted) -> None:
+        """What had to go for *arrivals*; not where they are themselves about such things."""
+        if all(is_own(arrival.event) for arrival in arrivals):
+            return
+        for sink, dropped in accepted.dropped.items():
+            self.tell("bridge.outbox.overflow", sink, {"sink": sink, "dropped": dropped})
+
     def _count(self, matched: Sequence[tuple[Rule, ...]], accepted: Accepted) -> None:
         fresh = (
             rule.name for wanted, new in zip(matched, accepted.fresh, strict=True) if new for rule in wanted
         )
-        for name, count in Counter(fresh).items():
+        counts = Counter(fresh)
+        self.hits.update(counts)
+        for name, count in counts.items():
             self.metrics.rule_matches.labels(name).inc(count)
 
 
@@ -105,7 +119,9 @@ def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor, ordered
     """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept."""
     if not wanted:
         return Intake(arrival.source, arrival.event, arrival.received, matched=False)
-    event, routes = arrival.event, [Route(rule.name, sink) for rule in wanted for sink in rule.send]
+    event = arrival.event
+    avoided = spared(event)
+    routes = [Route(rule.name, sink) for rule in wanted for sink in rule.send if sink != avoided]
     if not ordered.isdisjoint(route.sink for route in routes):
         key = order_key(event, arrival.source)
         routes = [route._replace(order_key=key) if route.sink in ordered else route for route in routes]
