@@ -27,6 +27,7 @@ from bridge.outbox import Outbox
 from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
+from bridge.report import SelfReport
 from bridge.related import Finder, Related, attaching
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
@@ -97,7 +98,15 @@ class App:
         self._rules = RuleSet.of(())
         self._changing = anyio.Lock()
         redactor = Redactor.of(())
-        self.ingest = Ingest(outbox, lambda: self._rules, redactor, self.metrics, self.dispatchers.wake)
+        self.report = SelfReport(time.time, random.Random())  # noqa: S311  # ids, no secrets
+        self.ingest = Ingest(
+            outbox,
+            lambda: self._rules,
+            redactor,
+            self.metrics,
+            self.dispatchers.wake,
+            tell=self.report.tell,
+        )
         self._attaching: frozenset[str] = frozenset()
         self._hosts: dict[str, str] = {}
         """Of each source; sinks keep this very dict, so a reload reaches them."""
@@ -144,7 +153,13 @@ class App:
         async with anyio.create_task_group() as beside:
             beside.start_soon(start)
             beside.start_soon(self._tidy)
-            await flow([self.sources], self.ingest, [self.dispatchers], stop, drain=config.shutdown_timeout)
+            await flow(
+                [self.sources, self.report],
+                self.ingest,
+                [self.dispatchers],
+                stop,
+                drain=config.shutdown_timeout,
+            )
             beside.cancel_scope.cancel()
         if failures:
             raise failures[0]
@@ -159,6 +174,7 @@ class App:
         except BridgeError as error:
             self.metrics.reload_successful.set(0)
             log.error("reload failed, the config that runs goes on", error=str(error))
+            self.report.tell("bridge.reload.failed", "config", {"error": str(error)})
             raise
         log.info("config loaded", rules=len(self._rules.rules), hash=config.hash[:12])
 
