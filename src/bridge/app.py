@@ -27,8 +27,8 @@ from bridge.outbox import Outbox
 from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
-from bridge.report import SelfReport
 from bridge.related import Finder, Related, attaching
+from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
