@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bridge import logs
-from bridge.commands import dead_letters
+from bridge.commands import dead_letters, queue
 from bridge.commands.catalogue import catalogue
 from bridge.commands.check import check
 from bridge.commands.demo import demo
@@ -27,6 +27,7 @@ from bridge.commands.send_test import send_test
 from bridge.commands.terminal import CANNOT, WRONG, fail
 from bridge.commands.test import run_tests
 from bridge.commands.trace import trace
+from bridge.commands.verify import verify
 from bridge.errors import BridgeError, ConfigError
 
 app = typer.Typer(
@@ -38,10 +39,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, check, demo, doctor, init, explain, send_test, trace, record, catalogue, schema):
+for command in (run, check, demo, doctor, init, explain, send_test, trace, verify, record, catalogue, schema):
     app.command()(command)
 app.command("test")(run_tests)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(queue.app, name="queue")
 
 
 def main() -> None:

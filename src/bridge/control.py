@@ -88,6 +88,8 @@ async def opened_store(config: Config) -> AsyncIterator[SqliteOutbox]:
             trace_retention=config.trace_retention,
             offload_write=write,
             offload_read=read,
+            max_size=config.max_size,
+            overflow=config.overflow,
         ) as outbox,
     ):
         yield outbox

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -244,15 +245,25 @@ def _by_name(stored: Mapping[Total, int], wanted: str) -> dict[str, dict[str, in
     return found
 
 
-def accounts(db: sqlite3.Connection) -> Accounts:
-    """The totals, and what is counted in the tables, of one moment."""
+@contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Everything asked inside is of one moment; one inside another is of the outer one's."""
+    if db.in_transaction:
+        yield
+        return
     db.execute("BEGIN")
     try:
+        yield
+    finally:
+        db.execute("COMMIT")
+
+
+def accounts(db: sqlite3.Connection) -> Accounts:
+    """The totals, and what is counted in the tables."""
+    with snapshot(db):
         stored = totals(db)
         waiting, dead = (
             dict(db.execute(f"SELECT sink, count(*) FROM {table} GROUP BY sink").fetchall())
             for table in ("deliveries", "dead_letters")
         )
-    finally:
-        db.execute("COMMIT")
     return Accounts(source_totals(stored), sink_totals(stored), waiting, dead)

@@ -29,8 +29,10 @@ from bridge.outbox import (
     Trace,
     letting_go,
     queries,
+    queue,
     transactions,
 )
+from bridge.outbox.exchange import Exported
 from bridge.outbox.file import (
     LOG_PAGES,
     PAGE,
@@ -43,6 +45,7 @@ from bridge.outbox.file import (
     refuse_network,
 )
 from bridge.outbox.letting_go import Step
+from bridge.outbox.queue import Imported
 from bridge.outbox.salvage import Salvaged, damage, replace
 from bridge.outbox.transactions import Transaction
 from bridge.outbox.verify import Accounts
@@ -233,6 +236,18 @@ class SqliteOutbox(SqliteReader):
         if self._limits.overflow == "block":
             raise OutboxError(f"{self.path}: has reached max_size", full=True)
         return letting_go.make_room(tx, self._writer.totals, now, too_much)
+
+    async def take_in(self, lines: Sequence[Exported], now: float) -> Imported:
+        """Accept what another store has exported; `max_size` is as in `accept`."""
+
+        def change(tx: Transaction) -> Imported:
+            self._writer.refuse_beyond_the_disk()
+            imported = queue.take_in(tx, lines, self._limits.dedup_window, now)
+            self._make_room(tx, now, incoming)
+            return imported
+
+        incoming = sum(ROW_BYTES + len(bytes(line.event)) for line in lines)
+        return await self._writer.write(change)
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         await self._writer.write(lambda tx: tx.settlements.extend(settlements))
