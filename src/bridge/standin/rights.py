@@ -68,7 +68,10 @@ class Key:
 
     @classmethod
     def of(cls, owner: Entity, *rights: str, on: Mapping[Entity, Iterable[str]] | None = None) -> Key:
-        """A key with *rights*, all of its kind without any; *on* without rights means all of that kind."""
+        """A key with *rights*, all of its kind without any; *on* without rights means all of that kind.
+
+        An entity *on* which the owner has only rights the key lacks is listed, and forbidden.
+        """
         on = on or {}
         members = {each: frozenset(given) or OF_KIND[parent(each).kind] for each, given in on.items()}
         return cls(owner, frozenset(rights) or own_rights(owner), members)
