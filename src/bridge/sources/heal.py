@@ -231,7 +231,7 @@ class Heal:
     def _since(self, each: Followed, *, cursors: bool) -> int:
         cursor = each.cursor_ns or 0
         if not each.is_unread:
-            return min(each.read_ns, each.anchor_ns or each.read_ns)
+            return min(each.read_ns, each.anchor_ns) if each.anchor else each.read_ns
         return cursor if cursors or not each.read_ns else min(cursor, each.read_ns)
 
     # What it showed
@@ -335,12 +335,14 @@ class Heal:
 
 def evidence(each: Followed) -> Evidence:
     """What a replay of *each* is to be judged by, as things stand when it is asked for."""
-    known, since = (each.recent, each.cursor_ns) if each.is_unread else (each.anchor, each.anchor_ns)
-    since = since or each.read_ns
+    known = each.recent if each.is_unread else each.anchor
+    since = each.cursor_ns or 0
+    if not each.is_unread:
+        since = min(each.anchor_ns, each.read_ns) if each.anchor else each.read_ns
     return Evidence(
         each.entity,
         frozenset(known or ()),
-        since if each.is_unread else min(since, each.read_ns),
+        since,
         recent=each.recent or (),
         cursor=each.cursor_ns or 0,
         events=each.events,
