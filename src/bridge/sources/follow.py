@@ -362,7 +362,7 @@ class TtsSource:
         failures, listed = 0, None
         while True:
             self._relist = anyio.Event()
-            before, now = listed, self._streams.clock_ns()
+            before, now = listed, self._streams.clock_ns() or await self._server_clock()
             found = await discover(self._api, self._scope)
             told = tuple(described(found.failed))
             if told and told != self._unlisted:
