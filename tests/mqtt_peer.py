@@ -67,6 +67,8 @@ class Peer:
     connack: int = 0
     limits: bytes = b""
     """The CONNACK's properties."""
+    is_deaf: bool = False
+    """Read nothing more once a client is connected."""
     published: list[Published] = field(default_factory=list)
     """Every PUBLISH, oldest first."""
     clean: list[bool] = field(default_factory=list)
@@ -107,6 +109,8 @@ class _Connection:
             body = await self._reader.readexactly(length)
             if not self._packet(first, body):
                 return
+            if self._peer.is_deaf:
+                await asyncio.Event().wait()
 
     def break_off(self) -> None:
         self._peer.unacknowledged -= len(self._held)
@@ -228,8 +232,14 @@ def user_properties(body: bytes, at: int) -> tuple[dict[str, str], int]:
 async def mqtt_peer(peer: Peer) -> AsyncIterator[Peer]:
     """*peer* listening on its port of 127.0.0.1; on leaving every connection breaks."""
 
+    tasks: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(peer, reader, writer)
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         peer._connections.add(connection)
         try:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -248,5 +258,6 @@ async def mqtt_peer(peer: Peer) -> AsyncIterator[Peer]:
         server.close()
         for connection in list(peer._connections):
             connection.break_off()
-        while peer._connections:
-            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -135,6 +135,26 @@ async def test_every_delivery_arrives_once(
     assert {message.qos for message in found.messages} == {qos}
 
 
+@pytest.mark.parametrize("listener", SCHEMES)
+async def test_large_messages_arrive_whole(broker: Mosquitto, certs: Certificates, listener: str) -> None:
+    """More than the socket takes at once: written in pieces, the acknowledgements read meanwhile."""
+    topic = f"large/{listener}"
+    bodies = {number: large(2_000_000 + number) for number in range(4)}
+    with subscriber(broker.port, topic + "/#") as found:
+        keys = {"topic": topic + "/{{ event.unique_id }}", **tls_keys(certs, listener)}
+        async with sink(broker.url(listener), **keys) as opened, anyio.create_task_group() as tasks:
+            outcomes: list[Outcome] = []
+
+            async def one(number: int) -> None:
+                outcomes.append(await opened.send(delivery(number, bodies[number])))
+
+            for number in bodies:
+                tasks.start_soon(one, number)
+        await until(lambda: len(found.messages) >= 4, "the arrival of four")
+    assert {type(outcome) for outcome in outcomes} == {Delivered}
+    assert sorted(message.payload for message in found.messages) == sorted(bodies.values())
+
+
 async def test_a_message_says_what_it_is(broker: Mosquitto) -> None:
     """Payload, content type, user properties, expiry, retain."""
     keys = {"message_expiry": "1h", "topic": "what/{{ ids.path }}", "retain": True}
@@ -425,6 +445,16 @@ async def test_a_broker_that_acknowledges_nothing_is_left_and_nothing_is_resent(
     assert [message.delivery_id for message in peer.deliveries].count(delivery(0).id) == 1
     assert not any(message.dup for message in peer.published)
     assert peer.clean == [True, True]
+
+
+async def test_qos_0_is_done_when_its_bytes_are_written(peer: Peer) -> None:
+    """Not while they wait for a broker that does not read."""
+    peer.is_deaf = True
+    async with peer_sink(peer, qos=0, timeout="500ms", status_topic=None) as opened:
+        assert isinstance(await opened.send(delivery(1)), Delivered)
+        outcome = await opened.send(delivery(2, large(16_000_000)))
+    assert isinstance(outcome, RetryLater)
+    assert outcome.failure.reason == "timeout"
 
 
 async def test_a_refused_pubrec_is_the_end_of_it(peer: Peer) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from paho.mqtt import publish
 
@@ -90,18 +92,25 @@ async def test_home_assistant_discovers_a_device_and_follows_it(broker: Mosquitt
 
 async def test_home_assistant_is_told_again_when_it_starts(broker: Mosquitto) -> None:
     """Its birth message brings discovery and last state; its last will, and other words, bring nothing."""
-    uplink, marker = recorded("as.up.data.forward", "meter-01")[:2]
-    topic = "tts/plant-a/meter-01/state"
+    uplink, second, third = recorded("as.up.data.forward", "meter-01")[:3]
+
+    async def say(word: str) -> None:
+        topic = "homeassistant/status"
+        await anyio.to_thread.run_sync(partial(publish.single, topic, word, hostname=HOST, port=broker.port))
+
     with subscriber(broker.port, "tts/#", "homeassistant/+/+/config") as found:
         async with sink(broker, format="home-assistant") as opened:
             assert isinstance(await opened.send(uplink), Delivered)
-            await until(lambda: len(found.payloads(topic)) == 1, "the state")
-            before = len(found.messages)
-            publish.single("homeassistant/status", "offline", hostname=HOST, port=broker.port)
-            publish.single("homeassistant/status", "online", hostname=HOST, port=broker.port)
-            await until(lambda: len(found.messages) >= 2 * before, "everything again")
-            assert isinstance(await opened.send(marker), Delivered)
-            await until(lambda: marker.id in found.ids, "the marker")
-    assert len(found.messages) == 2 * before + 1
-    first, second = found.messages[:before], found.messages[before:-1]
-    assert {(each.topic, each.payload) for each in first} == {(each.topic, each.payload) for each in second}
+            await until(lambda: uplink.id in found.ids, "the state")
+            told = len(found.messages)
+            await say("offline")
+            assert isinstance(await opened.send(second), Delivered)
+            await until(lambda: second.id in found.ids, "the second state")
+            await say("online")
+            await until(lambda: len(found.messages) > 2 * told, "everything again")
+            assert isinstance(await opened.send(third), Delivered)
+            await until(lambda: third.id in found.ids, "the third state")
+    again = found.messages[told + 1 : -1]
+    assert len(found.messages) == 2 * told + 2
+    assert {each.topic for each in again} == {each.topic for each in found.messages[:told]}
+    assert [each.user["bridge-delivery"] for each in again if each.topic.endswith("/state")] == [second.id]

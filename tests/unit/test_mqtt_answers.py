@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.delivery import Delivered, Outcome, Rejected
 from bridge.sinks.mqtt_answers import disconnected, published, refused, too_large, unreachable
-from bridge.sinks.mqtt_client import acknowledgement
+from bridge.sinks.mqtt_client import acknowledgement, masked
 
 
 def named(outcome: Outcome) -> str:
@@ -140,3 +140,10 @@ def test_an_acknowledgement_that_is_cut_short_is_an_error() -> None:
     """One byte is no packet identifier."""
     with pytest.raises(ValueError, match="too short"):
         acknowledgement(b"\x01")
+
+
+@given(st.binary(max_size=70), st.binary(min_size=4, max_size=4))
+def test_masking_is_byte_by_byte(data: bytes, key: bytes) -> None:
+    """RFC 6455 §5.3: octet i with octet i modulo 4 of the key; twice is not at all."""
+    assert masked(data, key) == bytes(octet ^ key[i % 4] for i, octet in enumerate(data))
+    assert masked(masked(data, key), key) == data
