@@ -1,17 +1,16 @@
 """From disk to the receivers: one dispatcher a sink, so that none can hurt another (DESIGN.md §1.5).
 
-A slot is held from taking a delivery until its settlement is on disk. So a crash repeats at most
-`max_in_flight` deliveries of a sink, and while settling fails nothing new is sent.
+A slot is held from taking a delivery, or a batch, until its settlement is on disk. So a crash repeats at
+most `max_in_flight` deliveries (or batches) of a sink, and while settling fails nothing new is sent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import structlog
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from bridge.delivery import (
     Dead,
@@ -23,14 +22,14 @@ from bridge.delivery import (
     Pause,
     RetryLater,
     Settlement,
-    Verdict,
 )
 from bridge.errors import OutboxError
+from bridge.gathering import Gathering, limits_of, room
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox, PauseState
 from bridge.retry import PROBE_MAX, RetryPolicy, probe_wait, verdict
 from bridge.settling import STORE_RETRY, Settling
-from bridge.sinks import Sink
+from bridge.sinks import BatchSink, Sink
 
 log = structlog.get_logger()
 
@@ -63,7 +62,7 @@ class Dispatcher:
         self._now = now
         self._chance = chance
         self._settling = Settling(sink.name, outbox)
-        self._prefetch = max(16, 2 * sink.max_in_flight)
+        self._prefetch = room(sink)
         self._taken: set[int] = set()
         self._more = True
         """The store may hold something that is due and not taken."""
@@ -97,12 +96,12 @@ class Dispatcher:
                 self._settling.close(FLUSH)
 
     async def _deliver(self) -> None:
-        ready, work = anyio.create_memory_object_stream[Delivery](self._prefetch)
-        async with work, anyio.create_task_group() as slots:
+        gathering = Gathering(limits_of(self.sink))
+        async with anyio.create_task_group() as slots:
             for _ in range(self.sink.max_in_flight):
-                slots.start_soon(self._slot, work)
-            with ready:
-                await self._feed(ready)
+                slots.start_soon(self._slot, gathering)
+            await self._feed(gathering)
+            gathering.close()
 
     async def _restore_pause(self) -> None:
         """What the previous process knew of the sink; waits for the store if it has to."""
@@ -120,8 +119,8 @@ class Dispatcher:
                 self._metrics.sink_paused.labels(self.sink.name, self.pause.reason).set(1)
             return
 
-    async def _feed(self, ready: MemoryObjectSendStream[Delivery]) -> None:
-        """Keep *ready* filled from the outbox; while the sink is paused, probe it instead."""
+    async def _feed(self, gathering: Gathering) -> None:
+        """Keep *gathering* filled from the outbox; while the sink is paused, probe it instead."""
         while not self._stopping:
             self._wake = anyio.Event()
             if self.pause:
@@ -133,8 +132,7 @@ class Dispatcher:
             elif not self._has_room():
                 await self._sleep(None)
             else:
-                for delivery in await self._fetch(self._prefetch - len(self._taken)):
-                    ready.send_nowait(delivery)
+                gathering.put(await self._fetch(self._prefetch - len(self._taken)))
 
     def _has_room(self) -> bool:
         return len(self._taken) <= self._prefetch // 2
@@ -181,16 +179,16 @@ class Dispatcher:
         if await self._sleep(min(RECHECK, self._next_due - self._now())):
             self._more = True
 
-    async def _slot(self, work: MemoryObjectReceiveStream[Delivery]) -> None:
-        async for delivery in work:
+    async def _slot(self, gathering: Gathering) -> None:
+        while deliveries := await gathering.take():
             if self._stopping or self.pause or self._settling.failing:
                 self._more = True
             else:
-                await self._attempt(delivery)
-            self._release(delivery)
+                await self._attempt(deliveries)
+            self._release(deliveries)
 
-    def _release(self, delivery: Delivery) -> None:
-        self._taken.discard(delivery.row)
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        self._taken.difference_update(delivery.row for delivery in deliveries)
         if self._is_due() and self._has_room():
             self._wake.set()
 
@@ -202,35 +200,51 @@ class Dispatcher:
         elif not self._is_due():
             await self._sleep_until_due()
         else:
-            for delivery in await self._fetch(1):
-                await self._attempt(delivery, probe=True)
-                self._release(delivery)
+            probes = await self._fetch(1)
+            if probes:
+                await self._attempt(probes, probe=True)
+                self._release(probes)
 
-    async def _attempt(self, delivery: Delivery, *, probe: bool = False) -> None:
-        """One attempt at *delivery*, settled on disk before this returns."""
+    async def _attempt(self, deliveries: Sequence[Delivery], *, probe: bool = False) -> None:
+        """One attempt at each of *deliveries*, settled on disk before this returns."""
         started, clock = self._now(), anyio.current_time()
-        outcome = await self._send(delivery)
+        outcomes = await self._send(deliveries)
         duration = anyio.current_time() - clock
         now = self._now()
-        decided = verdict(
-            outcome, delivery, self._policy, now=now, paused=self._paused(now), chance=self._chance()
-        )
-        if isinstance(outcome, Pause):
-            await self._begin_pause(outcome, now, probe=probe)
-        await self._settling.store([Settlement(delivery, started, duration, outcome, decided)])
-        if isinstance(decided, Later):
-            self._next_due = min(self._next_due, decided.due)
-            self._wake.set()
-        self._observe(delivery, outcome, decided, duration, now)
-        if probe and not isinstance(outcome, Pause):
+        paused = self._paused(now)
+        settlements = [
+            Settlement(
+                delivery,
+                started,
+                duration,
+                outcome,
+                verdict(outcome, delivery, self._policy, now=now, paused=paused, chance=self._chance()),
+            )
+            for delivery, outcome in zip(deliveries, outcomes, strict=True)
+        ]
+        pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
+        if pause:
+            await self._begin_pause(pause, now, probe=probe)
+        await self._settling.store(settlements)
+        for each in settlements:
+            if isinstance(each.verdict, Later):
+                self._next_due = min(self._next_due, each.verdict.due)
+                self._wake.set()
+            self._observe(each, now)
+        if probe and not pause:
             await self._end_pause(now)
 
-    async def _send(self, delivery: Delivery) -> Outcome:
+    async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:
-            return await self.sink.send(delivery)
+            if len(deliveries) == 1 or not isinstance(self.sink, BatchSink):
+                return [await self.sink.send(delivery) for delivery in deliveries]
+            outcomes = await self.sink.send_batch(deliveries)
+            if len(outcomes) != len(deliveries):
+                raise ValueError("not one outcome for each delivery")
+            return outcomes
         except Exception as bug:
-            log.exception("bug in a sink", sink=self.sink.name, delivery=delivery.id)
-            return RetryLater(Failure("other", f"bug: {type(bug).__name__}"))
+            log.exception("bug in a sink", sink=self.sink.name, delivery=deliveries[0].id)
+            return [RetryLater(Failure("other", f"bug: {type(bug).__name__}"))] * len(deliveries)
 
     def _paused(self, now: float) -> float:
         running = max(0.0, now - self.pause.since) if self.pause else 0.0
@@ -282,11 +296,10 @@ class Dispatcher:
         except OutboxError as error:
             log.warning("pause not stored", sink=self.sink.name, error=str(error))
 
-    def _observe(
-        self, delivery: Delivery, outcome: Outcome, decided: Verdict, duration: float, now: float
-    ) -> None:
-        name = self.sink.name
-        self._latency.observe(duration)
+    def _observe(self, settled: Settlement, now: float) -> None:
+        name, delivery = self.sink.name, settled.delivery
+        outcome, decided = settled.outcome, settled.verdict
+        self._latency.observe(settled.duration)
         if isinstance(outcome, Delivered):
             self._end_to_end.observe(max(0.0, now - delivery.received))
             if self._last_failure is not None and now - self._last_failure > CALM:
