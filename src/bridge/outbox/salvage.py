@@ -25,7 +25,7 @@ from bridge.outbox.transactions import EVENTS, ROUTE_BITS
 
 log = structlog.get_logger()
 
-CHECK_BUDGET = 1.0  # seconds for the check at start: enough for hundreds of MB, and no more of a big one
+CHECK_BUDGET = 0.1  # seconds for the check at start: a big store is not read through before it delivers
 LAST_ROW = (1 << 63) - 1
 TRIES = 20_000  # reads of a damaged table: enough for a hundred pages; one that fails takes some 20 µs
 
@@ -50,24 +50,17 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and code is not None and code & 0xFF in DAMAGE
 
 
-def mark(path: Path) -> Path:
-    """The file that says: damage was met while running; look at everything at the next start."""
-    return Path(f"{path}.damaged")
-
-
-def damage(path: Path, budget: float | None = CHECK_BUDGET) -> str | None:
+def damage(path: Path, budget: float = CHECK_BUDGET) -> str | None:
     """What is wrong with the store at *path*, or None.
 
-    A check reads every page, which takes longer than a start may (DESIGN.md: 1,000,000 waiting start within
-    5 s); so it ends after *budget* seconds unless `mark` is there. What it did not reach is met while
-    running, and marked.
+    A check reads every page; it ends after *budget* seconds, for a start must not take longer the more
+    waits. What it does not reach is met while running, and dealt with then (`Writer.heal`).
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
-    deadline = None if budget is None or mark(path).exists() else time.monotonic() + budget
+    deadline = time.monotonic() + budget
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        if deadline is not None:
-            db.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
+        db.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         try:
             found: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as error:
@@ -94,7 +87,6 @@ def replace(path: Path, why: str) -> Salvaged:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     fresh.replace(path)
-    mark(path).unlink(missing_ok=True)
     log.error("store replaced", set_aside=str(aside), kept=kept, lost_deliveries=lost)
     return Salvaged(aside, kept, lost)
 

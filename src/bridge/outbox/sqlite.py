@@ -46,10 +46,10 @@ from bridge.outbox.file import (
 )
 from bridge.outbox.letting_go import Step
 from bridge.outbox.queue import Imported
-from bridge.outbox.salvage import Salvaged, damage, replace
+from bridge.outbox.salvage import Salvaged, damage, is_damage, replace
 from bridge.outbox.transactions import Transaction
 from bridge.outbox.verify import Accounts
-from bridge.outbox.writer import File, Writer, told
+from bridge.outbox.writer import File, Writer
 
 log = structlog.get_logger()
 
@@ -104,7 +104,8 @@ async def open_outbox(
         kept.shrink_to_disk()
         kept.take()
         store = File(path, durability, log_pages(max_size, kept.size), stack)
-        yield SqliteOutbox(store, limits, kept, offload_write, offload_read, salvaged)
+        store.salvaged = salvaged
+        yield SqliteOutbox(store, limits, kept, offload_write, offload_read)
 
 
 def log_pages(max_size: int | None, reserve: int) -> int:
@@ -151,7 +152,7 @@ class SqliteReader:
             try:
                 return question(self._db())
             except sqlite3.Error as error:
-                raise OutboxError(told(self.path, error)) from None
+                raise OutboxError(f"{self.path}: {error}") from error
 
         return await self._offload_read(ask)
 
@@ -199,15 +200,29 @@ class SqliteOutbox(SqliteReader):
         reserve: Reserve,
         offload_write: Offload,
         offload_read: Offload,
-        salvaged: Salvaged | None = None,
     ) -> None:
         super().__init__(file.path, lambda: file.reader, offload_read)
-        self.salvaged = salvaged
-        """What was done about a damaged file when this was opened."""
+        self._file = file
         self._limits = limits
         self._reserve = reserve
         self._writer = Writer(file, reserve, offload_write, limits.max_size)
         self._ids_after = 0  # where `tidy` goes on in the ids
+
+    @property
+    def salvaged(self) -> Salvaged | None:
+        """What was last done about a damaged file, at the start or since."""
+        return self._file.salvaged
+
+    async def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """The answer to *question*, if need be of what is readable of a damaged file; raises OutboxError."""
+        asked = self._file.reader
+        try:
+            return await super().read(question)
+        except OutboxError as error:
+            if error.__cause__ is None or not is_damage(error.__cause__):
+                raise
+            await self._writer.heal(asked, str(error.__cause__))
+            return await super().read(question)
 
     async def accept(self, batch: Batch) -> Accepted:
         def change(tx: Transaction) -> Accepted:

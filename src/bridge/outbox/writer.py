@@ -17,7 +17,7 @@ import structlog
 from bridge.errors import OutboxError, StartError
 from bridge.outbox import Offload, queries
 from bridge.outbox.file import BUSY, Durability, Reserve, connect, connect_readonly
-from bridge.outbox.salvage import is_damage, mark, restore
+from bridge.outbox.salvage import Salvaged, is_damage, replace, restore
 from bridge.outbox.transactions import EVENTS, Transaction
 
 log = structlog.get_logger()
@@ -48,6 +48,8 @@ class File:
 
     def __init__(self, path: Path, durability: Durability, pages: int, stack: ExitStack) -> None:
         self.path = path
+        self.salvaged: Salvaged | None = None
+        """What was last done about damage."""
         self._name, self._log_name = str(path), f"{path}-wal"
         self._durability: Durability = durability
         self._log_pages = pages
@@ -79,6 +81,11 @@ class File:
         if there.st_ino != self._inode:
             raise OutboxError(f"{self.path}: another file has taken its place; put it back or restart bridge")
         return there.st_size
+
+    def heal(self, why: str) -> None:
+        """Go on with what is readable of a damaged file; the old connections stay open until the end."""
+        self.salvaged = replace(self.path, why)
+        self._open()
 
     def log_size(self) -> int:
         """Bytes of the write-ahead log."""
@@ -112,6 +119,23 @@ class Writer:
         """*call* on the writer's thread and connection, outside of any transaction."""
         return await self._offload(lambda: call(self._file.writer))
 
+    async def heal(self, damaged: sqlite3.Connection, why: str) -> None:
+        """Replace the file that *damaged* reads, unless that is done already; raises OutboxError."""
+
+        def replaced() -> None:
+            if damaged is self._file.reader:
+                self._heal(why)
+
+        async with self._lock:
+            await self._offload(replaced)
+
+    def _heal(self, why: str) -> None:
+        try:
+            self._file.heal(why)
+            self.totals = queries.totals(self._file.writer)
+        except (sqlite3.Error, OSError, StartError) as error:
+            raise OutboxError(f"{self._file.path}: is damaged and cannot be replaced: {error}") from None
+
     def refuse_beyond_the_disk(self) -> None:
         """A disk that was full takes settlements first: nothing new until the reserve fits again."""
         if self.disk_full and not self._reserve.take():
@@ -139,7 +163,7 @@ class Writer:
     def _commit(self, jobs: Sequence[_Job[Any]]) -> None:
         """All of *jobs* in one transaction; if that fails, each alone, so that an error is its own."""
         try:
-            self._transact(jobs)
+            self._transact_healing(jobs)
         except Exception as error:  # noqa: BLE001  # handed to whoever waits for it
             if len(jobs) > 1:
                 for job in jobs:
@@ -148,6 +172,15 @@ class Writer:
             jobs[0].error = self._told(error)
         for job in jobs:
             job.done = True
+
+    def _transact_healing(self, jobs: Sequence[_Job[Any]]) -> None:
+        try:
+            self._transact(jobs)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._heal(str(error))
+            self._transact(jobs)
 
     def _transact(self, jobs: Sequence[_Job[Any]]) -> None:
         self._shorten_log(self._file.stay())
@@ -186,16 +219,7 @@ class Writer:
         if full:
             self.disk_full = True
             self._reserve.release()
-        return OutboxError(told(self._file.path, error), full=full)
-
-
-def told(path: Path, error: Exception) -> str:
-    """*error* for the operator; damage is marked, so that the next start looks at the whole file."""
-    if not is_damage(error):
-        return f"{path}: {error}"
-    with suppress(OSError):
-        mark(path).touch()
-    return f"{path}: is damaged: {error}; restart bridge, which keeps what is readable"
+        return OutboxError(f"{self._file.path}: {error}", full=full)
 
 
 def is_full(error: Exception) -> bool:
