@@ -4,7 +4,7 @@ paho has a thread of its own to offer. Its socket on the event loop instead make
 1.35 kB a second at a window of 100 where the thread makes 16,000, at half the CPU (0.30 s and 0.65 s for
 10,000), because acknowledgements that come together wake the loop once. With paho's `Properties` in place of
 packed ones it is 16,000 and 12,500. Packets of our own would make 92,000 at 0.05 s. (The client alone,
-mosquitto 2.0.11 on loopback, 2 cores, medians of 3 in one run; `tests/bench/bench_mqtt.py` measures the whole sink.)
+mosquitto 2.0.11 on loopback, 2 cores, medians of 3 in one run; tests/bench/bench_mqtt.py has the whole sink.)
 
 Each connection has a client of its own and starts clean, so that nothing of an earlier one can be sent again
 by anyone but the outbox (DESIGN.md §2.5).
