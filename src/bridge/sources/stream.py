@@ -7,14 +7,15 @@ the next one read.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bridge.decode import Malformed, StreamStart, is_sparse
+from bridge.decode import Frame, Malformed, StreamStart, is_sparse
 from bridge.errors import SourceError
 from bridge.event import Entity, Event
 from bridge.sources.evidence import Evidence
@@ -176,13 +177,9 @@ class Streams:
             with opened.scope:
                 async with self._upstream.open(tuple(wanted.entities), wanted.after, names) as stream:
                     self.pace.told(stream.budget)
-                    async for frame in stream.frames():
-                        if isinstance(frame, Event):
-                            await self._take(opened, frame)
-                        elif isinstance(frame, StreamStart):
-                            await self._begin(opened, stream, frame)
-                        elif isinstance(frame, Malformed):
-                            self._feed.malformed(frame)
+                    async with closing(stream.frames()) as frames:
+                        async for frame in frames:
+                            await self._meet(opened, stream, frame)
             opened.error = opened.error or SourceError("the server closed the stream", kind="ended")
         except SourceError as error:
             opened.error = error
@@ -190,6 +187,14 @@ class Streams:
             self._count(opened, -1)
             opened.started.set()
             opened.ended.set()
+
+    async def _meet(self, opened: Opened, stream: Stream, frame: Frame) -> None:
+        if isinstance(frame, Event):
+            await self._take(opened, frame)
+        elif isinstance(frame, StreamStart):
+            await self._begin(opened, stream, frame)
+        elif isinstance(frame, Malformed):
+            self._feed.malformed(frame)
 
     async def _begin(self, opened: Opened, stream: Stream, frame: StreamStart) -> None:
         """The start event tells the server's clock."""
@@ -271,3 +276,13 @@ class Streams:
         for each in moving:
             each.move(at, event.unique_id)
         return {each.key: at for each in moving}
+
+
+@asynccontextmanager
+async def closing(frames: AsyncIterator[Frame]) -> AsyncIterator[AsyncIterator[Frame]]:
+    """*frames*, closed on the way out if they are a generator: the collector would do it at some time."""
+    try:
+        yield frames
+    finally:
+        if isinstance(frames, AsyncGenerator):
+            await frames.aclose()
