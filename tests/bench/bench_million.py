@@ -1,8 +1,8 @@
 """One million deliveries of recorded size wait: memory, start, listing, a healthy sink beside it.
 
 Each figure is of a process of its own, so that its memory is what it needs. The limits are those of the
-issues: memory below 256 MB, start below 5 s, `queue list` below 1 s, the healthy sink not below 0.8 of an empty
-store, ingest not below 0.6 of a raw SQLite insert (in batches of 500, `durability: power`).
+issues: memory below 256 MB, start below 5 s, `queue list` below 1 s, the healthy sink not below 0.8 of an
+empty store, ingest not below 0.6 of a raw SQLite insert (in batches of 500, `durability: power`).
 """
 
 from __future__ import annotations

@@ -195,18 +195,6 @@ async def test_damage_met_while_running_is_dealt_with_then(tmp_path: Path, met_b
         assert outbox.salvaged is None
 
 
-def test_a_check_has_a_budget(tmp_path: Path) -> None:
-    """A start does not take longer the more waits."""
-    path = tmp_path / "bridge.db"
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body)")
-        db.executemany("INSERT INTO t VALUES (?, ?)", [(n, b"x" * 1300) for n in range(20_000)])
-        db.commit()
-    destroy(path, [pages_of(path, "t")[0]], random.Random(6))
-    assert damage(path, budget=-1.0) is None
-    assert damage(path, budget=10.0) is not None
-
-
 ROWS, PER_LEAF = 600, 3
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 import sqlite3
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -58,13 +58,17 @@ def damage(path: Path, budget: float = CHECK_BUDGET) -> str | None:
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
-    deadline = time.monotonic() + budget
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
+        # A progress handler would not do: the check is one operation, after which it is asked.
+        timer = threading.Timer(budget, db.interrupt)
+        timer.start()
         try:
             found: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as error:
             return str(error) if is_damage(error) else None
+        finally:
+            timer.cancel()
+            timer.join()
     return None if found == "ok" else found.replace("\n", " ")
 
 
