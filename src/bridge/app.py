@@ -242,6 +242,8 @@ class App:
                 self.metrics,
                 now=time.time,
                 chance=random.random,
+                tell=self.report.tell,
+                adaptive=config.type == "webhook",
             )
 
     def _redact(self, event: Event) -> Event:

@@ -67,6 +67,8 @@ class Delivery:
     """Unix seconds at which the event was taken in."""
     tried_since: float | None = None
     """The sink's active time (unix seconds less its paused seconds) of the first attempt; None before."""
+    order_key: str | None = None
+    """Others of the sink with this key wait until this one is settled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
+from bridge.concurrency import Concurrency
 from bridge.delivery import (
     Dead,
     Delivered,
@@ -24,10 +25,13 @@ from bridge.delivery import (
     Settlement,
 )
 from bridge.errors import OutboxError
+from bridge.event import entities
 from bridge.gathering import Gathering, limits_of, room
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox, PauseState
-from bridge.retry import PROBE_MAX, RetryPolicy, probe_wait, verdict
+from bridge.pausing import Pausing
+from bridge.report import Tell, is_own, silent
+from bridge.retry import PROBE_MAX, RetryPolicy, verdict
 from bridge.settling import STORE_RETRY, Settling
 from bridge.sinks import BatchSink, Sink
 
@@ -41,7 +45,8 @@ FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have c
 class Dispatcher:
     """Delivers what waits for one sink.
 
-    *now* is unix seconds; *chance* is uniform in [0, 1).
+    *now* is unix seconds; *chance* is uniform in [0, 1); *tell* takes own events. *adaptive* asks a sink that
+    cannot keep up for less at once than its `max_in_flight`.
     """
 
     def __init__(
@@ -53,27 +58,35 @@ class Dispatcher:
         *,
         now: Callable[[], float],
         chance: Callable[[], float],
+        tell: Tell = silent,
+        adaptive: bool = False,
     ) -> None:
         self.sink = sink
-        self.pause: PauseState | None = None
         self._outbox = outbox
         self._policy = policy
         self._metrics = metrics
         self._now = now
         self._chance = chance
+        self._tell = tell
+        self._pausing = Pausing(sink.name, outbox, policy, metrics, chance=chance, tell=tell)
         self._settling = Settling(sink.name, outbox)
+        self._concurrency = Concurrency(sink.max_in_flight)
+        self._places = anyio.CapacityLimiter(sink.max_in_flight) if adaptive else None
         self._prefetch = room(sink)
         self._taken: set[int] = set()
         self._more = True
         """The store may hold something that is due and not taken."""
         self._next_due = math.inf
         self._unreadable = False
-        self._paused_before = 0.0  # seconds, without the pause that runs
         self._last_failure: float | None = None
         self._stopping = False
         self._wake = anyio.Event()
         self._latency = metrics.delivery_latency.labels(sink.name)
         self._end_to_end = metrics.end_to_end_latency.labels(sink.name)
+
+    @property
+    def pause(self) -> PauseState | None:
+        return self._pausing.state
 
     def wake(self) -> None:
         """There may be something new to do."""
@@ -104,20 +117,14 @@ class Dispatcher:
             gathering.close()
 
     async def _restore_pause(self) -> None:
-        """What the previous process knew of the sink; waits for the store if it has to."""
+        """Waits for the store if it has to."""
         while not self._stopping:
-            now = self._now()
             try:
-                self.pause = (await self._outbox.pauses()).get(self.sink.name)
-                self._paused_before = await self._outbox.paused_seconds(self.sink.name, now)
+                await self._pausing.restore(self._now())
+                return
             except OutboxError as error:
                 self._unread(error)
                 await self._sleep(STORE_RETRY)
-                continue
-            if self.pause:
-                self._paused_before -= max(0.0, now - self.pause.since)
-                self._metrics.sink_paused.labels(self.sink.name, self.pause.reason).set(1)
-            return
 
     async def _feed(self, gathering: Gathering) -> None:
         """Keep *gathering* filled from the outbox; while the sink is paused, probe it instead."""
@@ -181,11 +188,18 @@ class Dispatcher:
 
     async def _slot(self, gathering: Gathering) -> None:
         while deliveries := await gathering.take():
-            if self._stopping or self.pause or self._settling.failing:
-                self._more = True
+            if self._places is None:
+                await self._attempt_unless_held(deliveries)
             else:
-                await self._attempt(deliveries)
+                async with self._places:
+                    await self._attempt_unless_held(deliveries)
             self._release(deliveries)
+
+    async def _attempt_unless_held(self, deliveries: Sequence[Delivery]) -> None:
+        if self._stopping or self.pause or self._settling.failing:
+            self._more = True
+        else:
+            await self._attempt(deliveries)
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         self._taken.difference_update(delivery.row for delivery in deliveries)
@@ -211,7 +225,7 @@ class Dispatcher:
         outcomes = await self._send(deliveries)
         duration = anyio.current_time() - clock
         now = self._now()
-        paused = self._paused(now)
+        paused = self._pausing.seconds(now)
         settlements = [
             Settlement(
                 delivery,
@@ -224,15 +238,24 @@ class Dispatcher:
         ]
         pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
         if pause:
-            await self._begin_pause(pause, now, probe=probe)
+            await self._pausing.begin(pause, now, probe=probe)
+        self._adapt(outcomes, clock)
         await self._settling.store(settlements)
         for each in settlements:
             if isinstance(each.verdict, Later):
                 self._next_due = min(self._next_due, each.verdict.due)
                 self._wake.set()
+            elif each.delivery.order_key is not None:
+                self._more = True
             self._observe(each, now)
         if probe and not pause:
-            await self._end_pause(now)
+            await self._pausing.end(now)
+            self._wake.set()
+
+    def _adapt(self, outcomes: Sequence[Outcome], started: float) -> None:
+        if self._places is not None:
+            self._concurrency.ended(outcomes, started=started, now=anyio.current_time())
+            self._places.total_tokens = self._concurrency.limit
 
     async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:
@@ -245,56 +268,6 @@ class Dispatcher:
         except Exception as bug:
             log.exception("bug in a sink", sink=self.sink.name, delivery=deliveries[0].id)
             return [RetryLater(Failure("other", f"bug: {type(bug).__name__}"))] * len(deliveries)
-
-    def _paused(self, now: float) -> float:
-        running = max(0.0, now - self.pause.since) if self.pause else 0.0
-        return self._paused_before + running
-
-    async def _begin_pause(self, outcome: Pause, now: float, *, probe: bool) -> None:
-        """Pause the sink, or prolong its pause; only a probe that failed makes the waits grow."""
-        before = self.pause
-        probes = before.probes + probe if before else 0
-        asked = outcome.seconds
-        if asked is None:
-            wait = probe_wait(probes, self._policy, self._chance())
-        else:
-            wait = min(asked, self._policy.max)
-        if before and not probe:
-            until = max(before.until, now + wait) if asked is not None else before.until
-        else:
-            until = now + wait
-        since = before.since if before else now
-        failure = outcome.failure
-        await self._set_pause(PauseState(failure.reason, failure.error, since, until, probes), now)
-        if before is None:
-            log.warning(
-                "sink paused",
-                sink=self.sink.name,
-                reason=failure.reason,
-                error=failure.error,
-                seconds=round(wait, 1),
-            )
-
-    async def _end_pause(self, now: float) -> None:
-        if self.pause is None:
-            return
-        paused = max(0.0, now - self.pause.since)
-        self._metrics.sink_pause_seconds.labels(self.sink.name, self.pause.reason).inc(paused)
-        log.info("sink resumed", sink=self.sink.name, seconds=round(paused, 1))
-        self._paused_before += paused
-        await self._set_pause(None, now)
-
-    async def _set_pause(self, pause: PauseState | None, now: float) -> None:
-        if self.pause:
-            self._metrics.sink_paused.labels(self.sink.name, self.pause.reason).set(0)
-        self.pause = pause
-        if pause:
-            self._metrics.sink_paused.labels(self.sink.name, pause.reason).set(1)
-        self._wake.set()
-        try:
-            await self._outbox.set_pause(self.sink.name, pause, now)
-        except OutboxError as error:
-            log.warning("pause not stored", sink=self.sink.name, error=str(error))
 
     def _observe(self, settled: Settlement, now: float) -> None:
         name, delivery = self.sink.name, settled.delivery
@@ -312,7 +285,24 @@ class Dispatcher:
             log.warning(
                 "dead letter", sink=name, delivery=delivery.id, reason=decided.reason, error=failure.error
             )
+            self._tell_dead(delivery, decided, failure)
         elif isinstance(outcome, RetryLater) and isinstance(decided, Later):
             if self._last_failure is None:
                 log.warning("deliveries fail", sink=name, reason=failure.reason, error=failure.error)
             self._last_failure = now
+
+    def _tell_dead(self, delivery: Delivery, decided: Dead, failure: Failure) -> None:
+        """Not of own events: one that cannot be delivered would make the next."""
+        if is_own(delivery.event):
+            return
+        name = self.sink.name
+        data = {
+            "sink": name,
+            "rule": delivery.rule,
+            "reason": decided.reason,
+            "error": failure.error,
+            "delivery": delivery.id,
+            "event": delivery.event.name,
+            "event_id": delivery.event.unique_id,
+        }
+        self._tell("bridge.dead_letter", f"{name} {decided.reason}", data, entities(delivery.event))

@@ -34,6 +34,7 @@ SINK_IS_WRONG: dict[int, Reason] = {
 }
 
 PROBE_MAX = 3600.0  # seconds between probes of a sink that stays wrong (DESIGN.md §2.5)
+LEAST_PAUSE = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,17 @@ def probe_wait(probes: int, policy: RetryPolicy, chance: float) -> float:
     """
     growing = replace(policy, max=PROBE_MAX)
     return (backoff(probes + 1, growing, 1.0) + backoff(probes + 1, growing, chance)) / 2
+
+
+def pause_wait(asked: float | None, probes: int, policy: RetryPolicy, chance: float) -> float:
+    """Seconds a sink rests that *asked* for so many, or (None) is to be probed, after *probes* that failed.
+
+    One that asks for no rest at all and still answers so gets some, growing up to `retry.initial`.
+    """
+    if asked is None:
+        return probe_wait(probes, policy, chance)
+    least = min(policy.initial, LEAST_PAUSE * 2.0 ** min(probes, 40))
+    return min(max(asked, least), policy.max)
 
 
 def verdict(

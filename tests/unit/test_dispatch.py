@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import trio
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
 from bridge.dispatch import Dispatcher
 from bridge.errors import OutboxError
-from bridge.event import Event
+from bridge.event import Entity, Event
 from bridge.metrics import Metrics
 from bridge.outbox import Batch, DeadLetterFilter, Intake, Outbox
 from bridge.outbox.sqlite import open_outbox
@@ -87,9 +87,13 @@ async def store(path: Path, disk: Disk) -> AsyncIterator[Outbox]:
         yield outbox
 
 
-async def fill(outbox: Outbox, ids: Sequence[str]) -> None:
+async def fill(
+    outbox: Outbox, ids: Sequence[str], *, key: str | None = None, name: str = "as.up.data.forward"
+) -> None:
+    body = b'{"name":"%s"}' % name.encode()
     intakes = [
-        Intake("eu1", Event("a.b", "", 0, each, (), b"{}"), now(), True, (Route("r", "crm"),)) for each in ids
+        Intake("eu1", Event(name, "", 0, each, (), body), now(), True, (Route("r", "crm", key),))
+        for each in ids
     ]
     await outbox.accept(Batch(intakes))
 
@@ -323,3 +327,109 @@ async def test_the_outcome_is_counted_by_reason(tmp_path: Path) -> None:
         "bridge_delivery_failures_total", {"sink": "crm", "reason": "connect"}
     )
     assert failures == 1.0
+
+
+@dataclass
+class Told:
+    """What was reported."""
+
+    reports: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
+
+    def __call__(
+        self, name: str, about: str, data: Mapping[str, object], entities: Iterable[Entity] = ()
+    ) -> None:
+        self.reports.append((name, data))
+
+
+@dataclass
+class Choosy(ToldSink):
+    """Answers *answer* to the events in *bad*, and takes the others."""
+
+    bad: frozenset[str] = frozenset()
+    answer: Outcome = AWAY
+
+    async def send(self, delivery: Delivery) -> Outcome:
+        await super().send(delivery)
+        return self.answer if delivery.event.unique_id in self.bad else OK
+
+
+async def test_one_entity_keeps_its_order_while_others_go_on(tmp_path: Path) -> None:
+    """A head that fails holds up its own entity only, and never more than one of it is in flight."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["a1", "a2", "a3"], key="device:a")
+        await fill(outbox, ["b1", "b2", "b3"], key="device:b")
+        sink = Choosy([OK], bad=frozenset({"a1"}))
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(2)
+            assert [each for _, each in sink.calls] == ["a1", "b1", "b2", "b3"]
+            sink.bad = frozenset()
+            await anyio.sleep(10)
+        assert [each for _, each in sink.calls if each[0] == "a"] == ["a1", "a1", "a2", "a3"]
+
+
+async def test_the_next_of_an_entity_does_not_wait_for_a_timer(tmp_path: Path) -> None:
+    """As soon as the one before is settled."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(20)], key="device:a")
+        sink = ToldSink([OK], seconds=0.1)
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(2.5)
+        assert [each for _, each in sink.calls] == [str(n) for n in range(20)]
+
+
+async def test_order_survives_a_restart_and_a_poisoned_head(tmp_path: Path) -> None:
+    """The head becomes a dead letter and lets the others pass."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["a1", "a2"], key="device:a")
+        async with running(dispatcher(ToldSink([AWAY], seconds=0.0), outbox)):
+            await anyio.sleep(1)
+        sink = Choosy([OK], bad=frozenset({"a1"}))
+        async with running(dispatcher(sink, outbox)):
+            await anyio.sleep(POLICY.give_up_after * 1.2)
+        assert [each for _, each in sink.calls][-1] == "a2"
+        assert {each for _, each in sink.calls[:-1]} == {"a1"}
+        (letter,) = await outbox.dead_letters(DeadLetterFilter(), limit=10)
+        assert (letter.unique_id, letter.reason) == ("a1", "expired")
+
+
+async def test_a_pause_and_its_end_are_told_once(tmp_path: Path) -> None:
+    """However many probes it took."""
+    told = Told()
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = ToldSink([WRONG, WRONG, WRONG, OK])
+        each = Dispatcher(sink, outbox, POLICY, Metrics(), now=now, chance=lambda: 0.5, tell=told)
+        async with running(each):
+            await anyio.sleep(3600)
+    assert [name for name, _ in told.reports] == ["bridge.sink.paused", "bridge.sink.resumed"]
+    assert told.reports[0][1]["reason"] == "auth"
+
+
+async def test_a_dead_letter_is_told_unless_it_was_a_report_itself(tmp_path: Path) -> None:
+    """Or one broken sink would report its reports for ever."""
+    told = Told()
+    no = Rejected(Failure("client_error", "HTTP 400", 400))
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        await fill(outbox, ["2"], name="bridge.dead_letter")
+        each = Dispatcher(ToldSink([no]), outbox, POLICY, Metrics(), now=now, chance=lambda: 0.5, tell=told)
+        async with running(each):
+            await anyio.sleep(1)
+    assert [(name, data["event_id"]) for name, data in told.reports] == [("bridge.dead_letter", "1")]
+
+
+async def test_a_sink_that_cannot_keep_up_is_asked_for_less(tmp_path: Path) -> None:
+    """And for all it may bear again, once it answers."""
+    slow = RetryLater(Failure("timeout", "no answer"))
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(600)])
+        sink = ToldSink([slow], seconds=10.0, max_in_flight=16)
+        policy = RetryPolicy(initial=1, max=2)
+        each = Dispatcher(sink, outbox, policy, Metrics(), now=now, chance=lambda: 0.5, adaptive=True)
+        async with running(each):
+            await anyio.sleep(55)
+            assert sink.running == 1
+            sink.answers, sink.seconds = [OK], 0.1
+            await anyio.sleep(30)
+            assert outbox.sink_totals()["crm"].waiting == 0
+        assert sink.most == 16

@@ -29,7 +29,8 @@ from bridge.outbox.transactions import ROUTE_BITS, Total
 from bridge.outbox.verify import Accounts
 
 DUE = """
-SELECT d.id, d.rule, d.attempt, d.tried_since, d.due, e.unique_id, e.source, e.received, e.body
+SELECT d.id, d.rule, d.attempt, d.tried_since, d.due, d.order_key,
+    e.unique_id, e.source, e.received, e.body
 FROM deliveries d JOIN events e ON e.id = d.id >> 20
 WHERE d.sink = ? AND {} AND d.id NOT IN (SELECT value FROM json_each(?))
 ORDER BY d.due, d.id LIMIT ?
@@ -96,6 +97,7 @@ def _delivery(
     attempt: int,
     tried_since: float | None,
     _due: float,
+    order_key: str | None,
     unique_id: str,
     source: str,
     received: float,
@@ -103,7 +105,7 @@ def _delivery(
 ) -> Delivery:
     event = stored_event(unique_id, body)
     delivery = delivery_id(unique_id, rule, sink)
-    return Delivery(row, delivery, event, source, rule, sink, attempt, received, tried_since)
+    return Delivery(row, delivery, event, source, rule, sink, attempt, received, tried_since, order_key)
 
 
 def cursors(db: sqlite3.Connection, source: str) -> dict[str, int]:
