@@ -24,7 +24,7 @@ Format: TypeAlias = Literal["event", "data"]
 CONTENT_TYPE: Mapping[Format, str] = {"event": "application/json", "data": "application/json"}
 
 NAMES = frozenset({"event", "ids", "data", "sink", "rule", "summary"})
-ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "events"})
+ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "ends", "events", "number", "value", "group"})
 """What only notifications of alerts have, beside each of their labels."""
 
 ALERTS = "bridge.alert."
@@ -45,13 +45,13 @@ class Template:
         environment = Environment(escape, FILTERS)
         try:
             tree = environment.parse(text)
-            self._uses = frozenset(meta.find_undeclared_variables(tree)) - set(environment.globals)
+            self.uses = frozenset(meta.find_undeclared_variables(tree)) - set(environment.globals)
             code = environment.compile(Limits().visit(tree))
         except TemplateError as error:
             raise ValueError(f"template: {error.message or type(error).__name__}") from None
         except (RecursionError, SyntaxError, MemoryError):
             raise ValueError("template: nested too deeply") from None
-        unknown = self._uses - NAMES - ALERT_NAMES - set(labels)
+        unknown = self.uses - NAMES - ALERT_NAMES - set(labels)
         if unknown:
             raise ValueError(f"template: {min(unknown)} is not defined; there is {', '.join(sorted(NAMES))}")
         self._template = environment.template_class.from_code(environment, code, environment.globals)
@@ -62,7 +62,7 @@ class Template:
 
         *now*, unix seconds, is what `ago` counts back from; without it the time the event was taken in.
         """
-        return self.fill(context(delivery, self._uses), delivery.received if now is None else now)
+        return self.fill(context(delivery, self.uses), delivery.received if now is None else now)
 
     def fill(self, values: dict[str, Any], now: float) -> str:
         """The text with *values*, such as `context` makes; raises RenderError."""
@@ -105,7 +105,8 @@ def alert_values(name: str, data: Any) -> dict[str, Any]:
     told = data if isinstance(data, dict) else {}
     labels = told.get("labels")
     own = {key: told[key] for key in (*ALERT_NAMES, "summary") if key in told}
-    return (dict(labels) if isinstance(labels, dict) else {}) | {"status": name.rpartition(".")[2]} | own
+    always = {"status": name.rpartition(".")[2], "ends": "", "value": None, "group": {}}
+    return (dict(labels) if isinstance(labels, dict) else {}) | always | own
 
 
 class _Data(msgspec.Struct):

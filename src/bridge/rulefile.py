@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.alertfile import AlertReader
+from bridge.alerts import Alert
 from bridge.errors import ConfigError, Mistake
 from bridge.matcher import Matcher
 from bridge.matchfile import block, is_as_written
@@ -16,7 +18,7 @@ from bridge.rules import LINTS, Example, Rule, Sample
 from bridge.yamltext import Document, Path
 from bridge.yamltext import parse as parse_yaml
 
-FILE_KEYS = ("rules",)
+FILE_KEYS = ("rules", "alerts")
 RULE_KEYS = ("name", "match", "unless", "attach", "sample", "send", "allow", "tests", "description")
 TEST_KEYS = ("event", "event_file", "sends", "description")
 MAX_NAME = 200  # characters of a rule's name, which is a metric label
@@ -27,6 +29,7 @@ _FRACTION = re.compile(r"([0-9]{1,9})/([0-9]{1,9})\Z")
 class RuleFile:
     document: Document
     rules: tuple[Rule, ...]
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def file(self) -> str:
@@ -44,22 +47,40 @@ def parse(text: str, file: str, *, sinks: Collection[str] | None) -> RuleFile:
 def read(document: Document, *, sinks: Collection[str] | None) -> RuleFile:
     """The same of a *document* that was read with `as_written`."""
     reader = _Reader(Reading(document), sinks)
-    rules = reader.file()
+    rules, alerts = reader.file()
     if reader.reading.mistakes:
         raise ConfigError(reader.reading.mistakes)
-    return RuleFile(document, rules)
+    return RuleFile(document, rules, alerts)
 
 
 def clashes(files: Iterable[RuleFile]) -> list[Mistake]:
-    """Rules of different files that have the same name: delivery ids and metrics go by it."""
+    """Rules and alerts of different files with the same name: delivery ids and metrics go by it.
+
+    And alerts that are kept back by one that is in no file.
+    """
     first: dict[str, str] = {}
     found: list[Mistake] = []
+    files = list(files)
     for each in files:
-        for rule in each.rules:
-            if first.setdefault(rule.name, each.file) != each.file:
-                advice = f"this name is used in {first[rule.name]} too; rule names are unique"
-                found.append(each.document.mistake(("rules", rule.number, "name"), advice))
+        for section, entry in _entries(each):
+            if first.setdefault(entry.name, each.file) != each.file:
+                kind = "rule names" if section == "rules" else "names of rules and alerts"
+                advice = f"this name is used in {first[entry.name]} too; {kind} are unique"
+                found.append(each.document.mistake((section, entry.number, "name"), advice))
+    alerts = {alert.name for each in files for alert in each.alerts}
+    for each in files:
+        for alert in each.alerts:
+            if any(inhibitor.alert not in alerts for inhibitor in alert.inhibitors):
+                advice = f"no alert has this name; there is {', '.join(sorted(alerts))}"
+                found.append(each.document.mistake(("alerts", alert.number, "inhibited_by"), advice))
     return found
+
+
+def _entries(file: RuleFile) -> Iterator[tuple[str, Rule | Alert]]:
+    for rule in file.rules:
+        yield "rules", rule
+    for alert in file.alerts:
+        yield "alerts", alert
 
 
 def as_written(path: Path) -> bool:
@@ -67,8 +88,14 @@ def as_written(path: Path) -> bool:
     match path:
         case ("rules" | "alerts", int(), "name" | "send", *_):
             return True
-        case ("rules" | "alerts", int(), "match" | "unless" | "down" | "up", *rest):
+        case ("rules" | "alerts", int(), "match" | "unless" | "down" | "up" | "of", *rest):
             return is_as_written(rest)
+        case ("alerts", int(), "by" | "labels" | "group_by" | "escalate_to" | "inhibited_by" | "summary", *_):
+            return True
+        case ("alerts", int(), "tests", int(), "notifies", int(), "key" | "sends" | "status", *_):
+            return True
+        case ("alerts", int(), "tests", int(), "events", int(), "event", *rest):
+            return rest[:1] in (["name"], ["time"], ["unique_id"], ["identifiers"])
         case ("rules", int(), "tests", int(), "sends" | "event_file", *_):
             return True
         case ("rules", int(), "tests", int(), "event", "name" | "time" | "unique_id" | "identifiers", *_):
@@ -84,26 +111,43 @@ class _Reader:
     def wrong(self, path: Path, advice: str) -> None:
         self.reading.wrong(path, advice)
 
-    def file(self) -> tuple[Rule, ...]:
-        value = self.reading.document.value
-        alerts = isinstance(value, Mapping) and "alerts" in value
-        later = "; alerts are not in this version yet" if alerts else ""
-        top = self.reading.mapping(value, (), FILE_KEYS, "a map with rules: [...]", later)
-        entries = top.get("rules") if top else []
-        if entries is None or not isinstance(entries, list):
-            self.wrong(("rules",), "must be a list of rules, each beginning with - name:")
-            return ()
-        rules = [self.rule(entry, ("rules", number), number) for number, entry in enumerate(entries)]
-        self.unique_names(rules)
-        return tuple(rules)
+    def file(self) -> tuple[tuple[Rule, ...], tuple[Alert, ...]]:
+        top = self.reading.mapping(self.reading.document.value, (), FILE_KEYS, "a map with rules: [...]")
+        reader = AlertReader(self.reading, self.sinks)
+        rules = [self.rule(each, ("rules", number), number) for number, each in self.entries(top, "rules")]
+        alerts = [
+            reader.alert(each, ("alerts", number), number) for number, each in self.entries(top, "alerts")
+        ]
+        for number, each in self.entries(top, "alerts"):
+            if isinstance(each, Mapping) and "name" in each:
+                self.name(each, ("alerts", number))
+        self.unique_names(top)
+        return tuple(rules), tuple(each for each in alerts if each is not None)
 
-    def unique_names(self, rules: Sequence[Rule]) -> None:
-        seen: dict[str, Rule] = {}
-        for rule in rules:
-            first = seen.setdefault(rule.name, rule)
-            if first is not rule and rule.name:
-                advice = f"this name is used in line {first.line} already; rule names are unique"
-                self.wrong(("rules", rule.number, "name"), advice)
+    def entries(self, top: Mapping[str, Any], section: str) -> list[tuple[int, Any]]:
+        may_lack = section == "alerts" or "alerts" in top or not top
+        found = top.get(section, [] if may_lack else None)
+        if not isinstance(found, list):
+            self.wrong((section,), f"must be a list of {section}, each beginning with - name:")
+            return []
+        return list(enumerate(found))
+
+    def unique_names(self, top: Mapping[str, Any]) -> None:
+        """Of rules and alerts together."""
+        seen: dict[str, int] = {}
+        for section in ("rules", "alerts"):
+            found = top.get(section)
+            for number, entry in enumerate(found if isinstance(found, list) else []):
+                name = entry.get("name") if isinstance(entry, Mapping) else None
+                if not (isinstance(name, str) and name):
+                    continue
+                line = self.reading.document.line((section, number))
+                if seen.setdefault(name, line) != line:
+                    kind = "rule names" if section == "rules" else "names of rules and alerts"
+                    self.wrong(
+                        (section, number, "name"),
+                        f"this name is used in line {seen[name]} already; {kind} are unique",
+                    )
 
     def rule(self, value: Any, path: Path, number: int) -> Rule:
         entry = self.reading.mapping(value, path, RULE_KEYS, "a rule: a map with name, match and send")

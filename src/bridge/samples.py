@@ -141,7 +141,7 @@ def sample(
     }
     if name.startswith(ALERTS):
         about = {"alert": "sample", "status": "firing", "labels": anything, "since": TIME, "events": [event]}
-        values |= about
+        values |= about | {"ends": "", "number": 1, "value": anything, "group": anything}
     return values
 
 

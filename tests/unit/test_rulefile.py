@@ -240,8 +240,8 @@ def with_match(match: str) -> str:
             ["4: rules[0].tests[0].event: must be an event: a map with at least a name"],
         ),
         (
-            "rules: []\nalerts: []\n",
-            ["2: alerts: unknown key; alerts are not in this version yet"],
+            "rules: []\nalerts: 5\n",
+            ["2: alerts: must be a list of alerts, each beginning with - name:"],
         ),
     ],
 )

@@ -1,0 +1,66 @@
+"""Alerts of kind `absent`: nothing came for too long.  No I/O, no clock, no logging in this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from bridge.alert_parts import SECOND, Blind, Level, Observation, extended
+
+LEARNED = 3  # intervals before an entity is missed: a new device has a grace of three uplinks
+RISE, FALL = 0.5, 0.1  # how fast the learned interval follows a longer and a shorter one
+LONGEST = 4.0  # times what is learned that one interval counts at most: an outage is no habit
+LEAST = 60 * SECOND  # ns; less silence is never absence by a learned interval
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Missed after *span* ns, or after *times* the interval that was learned."""
+
+    span: int | None = None
+    times: float | None = None
+
+
+class Core(msgspec.Struct, tag="absent", omit_defaults=True, gc=False):
+    last: int = 0
+    interval: int = 0
+    """Learned, ns: near the longest that is usual, since a device may send in bursts."""
+    count: int = 0
+    """How many intervals were learned from, as far as it matters."""
+
+
+def take(spec: Absent, core: Core, seen: Observation, at: int, blind: Blind) -> bool:
+    was_seen = not any(ended > core.last and began < at for began, ended in blind)
+    if spec.times is not None and 0 < core.last < at and was_seen:
+        _learn(core, at - core.last)
+    core.last = at
+    return True
+
+
+def _learn(core: Core, interval: int) -> None:
+    known = core.interval or interval
+    if core.count >= LEARNED:
+        interval = min(interval, int(known * LONGEST))
+    core.interval = known + int((interval - known) * (RISE if interval > known else FALL))
+    core.count = min(core.count + 1, LEARNED)
+
+
+def span(spec: Absent, core: Core) -> int | None:
+    """After how many ns of silence it is missed; None while that is not known."""
+    if spec.times is None:
+        return spec.span
+    return max(LEAST, int(core.interval * spec.times)) if core.count >= LEARNED else None
+
+
+def level(spec: Absent, core: Core, at: int, blind: Blind) -> Level | None:
+    end = deadline(spec, core, 0, blind)
+    return Level(core.last) if end is not None and at >= end else None
+
+
+def deadline(spec: Absent, core: Core, at: int, blind: Blind) -> int | None:
+    waits = span(spec, core)
+    if not core.last or waits is None:
+        return None
+    end = extended(core.last, waits, blind)
+    return end if end > at else None
