@@ -197,7 +197,7 @@ async def test_no_gap_is_claimed_where_history_came_back_empty() -> None:
         await anyio.sleep(1)
         it.world.history.lists.clear()
         it.upstream.start()
-        await anyio.sleep(30)
+        await anyio.sleep(60)
         assert it.metric("bridge_source_unproven") == 12
         assert it.store.gaps() == []
         for each in GATEWAYS:

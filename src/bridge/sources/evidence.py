@@ -35,6 +35,8 @@ class Evidence:
     """The time of the first event replayed."""
     count: int = 0
     proven: bool = False
+    reached: bool = False
+    """Has the newest event that was known come? The rest of this history is news."""
 
     def saw(self, unique_id: str, time_ns: int, *, already: bool) -> None:
         """The next event of the replay; *already* received before what the replay is to bridge."""
@@ -44,6 +46,8 @@ class Evidence:
             self.proven = already
         if unique_id in self.known:
             self.proven = True
+        if unique_id in self.recent[-1:]:
+            self.reached = True
 
 
 def verdict(evidence: Evidence, clock: int, *, filtered: bool) -> Verdict:

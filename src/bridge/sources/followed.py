@@ -49,6 +49,8 @@ class Followed:
     """What is older is not news to bridge: its cursor, or the server's clock, when following began."""
     floor_ns: int = 0
     """What is older was never wanted: where following began, if this process began it."""
+    tries: int = 0
+    """How often in a row its history came without the newest event known."""
     unproven: bool = False
 
     @classmethod

@@ -27,9 +27,8 @@ log = structlog.get_logger()
 FULL_SOON = 50  # events of an entity after which its history is read again: half of what is kept for certain
 KEPT = 100  # events of an entity the server keeps in any case
 LATE = 1.5  # times `recycle` after which a reading is late
-QUIET = 2.0  # seconds without an old event after which history is read to its end
-LONGEST = 30.0  # seconds for one reading: a server part with a slow clock makes old events for ever
-READERS = 48  # streams of history at once
+TRIES = 2  # more readings before what is not in history is believed to be gone
+READERS = 128  # streams of history at once
 RATIO_EVERY = 5.0  # seconds
 LEAST_WAIT = 0.2  # seconds between two looks at whose turn it is
 NAMED = 100  # entities a gap event names
@@ -185,7 +184,7 @@ class Heal:
         """One stream of history: opened, read until it is quiet, closed."""
         try:
             opened = await self._streams.open(tasks, await self.reading(batch), paid=True)
-            if opened.error is None and await opened.calm(QUIET, LONGEST):
+            if opened.error is None and await opened.calm(self._overlap):
                 self._failures = 0
                 opened.scope.cancel()
                 await self.settle(opened)
@@ -212,10 +211,12 @@ class Heal:
         In the stream of a break a live stream goes back to the cursors alone (DESIGN.md §3); what may have
         been dropped before them is read later.
         """
-        found = {each.entity: each for each in batch}
-        for each in found.values():
+        ordered = list(batch)
+        for each in ordered:
             if each.recent is None:
                 each.recent = each.anchor = await self._recent_ids(each.key)
+        ordered.sort(key=lambda each: bool(each.recent))  # the last one tells when all are replayed
+        found = {each.entity: each for each in ordered}
         is_unread = any(each.is_unread for each in found.values())
         since = min(self._since(each, cursors=is_live) for each in found.values())
         skip = 0 if is_unread else min(each.read_ns for each in found.values()) - self._overlap_ns
@@ -242,6 +243,8 @@ class Heal:
         for entity, shown in opened.wanted.replay.items():
             each = opened.wanted.entities[entity]
             self.largest_history = max(self.largest_history, shown.count)
+            if each.streams == 0 or self._is_doubtful(each, shown):
+                continue
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
             if each.is_unread:
                 self._mended(each, shown, found, opened, clock)
@@ -249,6 +252,16 @@ class Heal:
                 self._broken.gaps.append(self._gap(entity, shown.since, shown, clock))
             self._was_read(each, shown, opened)
         await self._tell("trimmed")
+
+    def _is_doubtful(self, each: Followed, shown: Evidence) -> bool:
+        """Did the newest event known not come again? Trimmed, or the connection stalled: look again."""
+        if shown.reached or not shown.recent or each.tries >= TRIES:
+            each.tries = 0
+            return False
+        each.tries += 1
+        (self._resuming if each.is_unread else self._busy)[each.entity] = each
+        self._wake.set()
+        return True
 
     def _mended(self, each: Followed, shown: Evidence, found: Verdict, opened: Opened, clock: int) -> None:
         """History since a break is read; an entity that was not followed before has lost nothing."""

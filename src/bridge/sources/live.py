@@ -16,7 +16,7 @@ from bridge.errors import SourceError
 from bridge.event import Entity
 from bridge.sources.feed import Feed
 from bridge.sources.followed import UNREAD, Followed
-from bridge.sources.heal import LONGEST, QUIET, Heal, evidence
+from bridge.sources.heal import Heal, evidence
 from bridge.sources.names import NAME_ERRORS
 from bridge.sources.plan import mixes_levels
 from bridge.sources.stream import SECOND, Opened, Streams, Wanted
@@ -183,7 +183,7 @@ class Group:
             heal.resume(each for each in opened.wanted.entities.values() if each.is_unread)
 
     async def _settle(self, opened: Opened) -> None:
-        if await opened.calm(QUIET, LONGEST):
+        if await opened.calm(self._shared.overlap):
             await self._shared.heal.settle(opened)
 
     async def _wanted(self, is_first: bool) -> Wanted:
@@ -209,9 +209,9 @@ class Group:
         if new:
             first = 0 if shared.back is None else await self._ago(max(1.0, shared.back))
             after = first if after is None or first is None else min(first, after)
-            replay |= {each.entity: evidence(each) for each in new if shared.back != 0.0}
+            replay = {each.entity: evidence(each) for each in new if shared.back != 0.0} | replay
         return Wanted(
-            found,
+            {each.entity: each for each in new} | (dict(wanted.entities) if wanted else {}),
             after,
             skip_before=wanted.skip_before if wanted and not new else 0,
             skip_start=after is None and not followed and shared.back == 0.0,

@@ -29,6 +29,8 @@ from bridge.sources.upstream import Stream, Upstream
 log = structlog.get_logger()
 
 OPENING = 30.0  # seconds in which the server has to send the start event
+QUIET = 2.0  # seconds without an old event after the newest known one
+LONGEST = 60.0  # seconds for one replay: a server part with a slow clock makes old events for ever
 SECOND = 1_000_000_000  # ns
 
 
@@ -79,16 +81,25 @@ class Opened:
         """The server's clock."""
         return self.start_ns + int((now - self.start) * SECOND)
 
-    async def calm(self, seconds: float, at_most: float) -> bool:
-        """Return when no event older than the start has come for *seconds*; False if the stream ended."""
-        until = self.start + at_most
+    async def calm(self, overlap: float) -> bool:
+        """Return when history has been replayed, as far as one can tell; False if the stream ended before.
+
+        The server does not say when. It replays one entity after the other as they were asked for: once the
+        newest event known of the last one has come, a moment without old events is enough. Else nothing old
+        must have come for *overlap* seconds, since a connection may stall.
+        """
         while not self.ended.is_set():
-            due = min(self.last_old + seconds, until)
+            quiet = min(QUIET, overlap) if self._is_replayed() else overlap
+            due = min(self.last_old + quiet, self.start + LONGEST)
             if anyio.current_time() >= due:
                 return True
-            with anyio.move_on_after(due - anyio.current_time()):
+            with anyio.move_on_after(min(quiet, due - anyio.current_time())):
                 await self.ended.wait()
         return False
+
+    def _is_replayed(self) -> bool:
+        shown = list(self.wanted.replay.values())
+        return bool(shown) and shown[-1].reached
 
 
 class Streams:
