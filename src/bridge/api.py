@@ -49,6 +49,16 @@ def api_routes(parts: Parts) -> list[Route]:
         shown = [{"name": rule.name, "send": rule.send, "matches": hits[rule.name]} for rule in first]
         return JSONResponse({"total": len(found), "rules": shown})
 
+    async def waiting(request: Request) -> Response:
+        """What waits, in the order received; `next` is the `after` of the page that follows."""
+        query = request.query_params
+        after = int(found) if (found := query.get("after", "")).isdecimal() else 0
+        rows = await parts.outbox.waiting(
+            query.get("sink"), query.get("rule"), after=after, limit=limit_of(request)
+        )
+        following = rows[-1].row if rows else None
+        return JSONResponse({"deliveries": [asdict(each) for each in rows], "next": following})
+
     async def trace(request: Request) -> Response:
         found = await parts.outbox.trace(request.path_params["unique_id"])
         return _missing("event") if found is None else JSONResponse(asdict(found))
@@ -58,6 +68,7 @@ def api_routes(parts: Parts) -> list[Route]:
         Route("/-/reload", reload, methods=["POST"]),
         Route("/api/rules", rules),
         Route("/api/trace/{unique_id:path}", trace),
+        Route("/api/deliveries", waiting),
         *explain_routes(parts),
         *dead_letter_routes(parts),
     ]
@@ -115,6 +126,12 @@ def shown(event: Event) -> dict[str, Any]:
     }
 
 
+def limit_of(request: Request) -> int:
+    """How many rows a page may have."""
+    text = request.query_params.get("limit", "")
+    return min(PAGE, max(1, int(text))) if text.isdecimal() else PAGE
+
+
 def _missing(what: str) -> Response:
     return JSONResponse({"error": f"no such {what}"}, 404)
 
@@ -156,9 +173,7 @@ def dead_letter_routes(parts: Parts) -> list[Route]:
     async def listed(request: Request) -> Response:
         query = request.query_params
         wanted = DeadLetterFilter(sink=query.get("sink"), rule=query.get("rule"), reason=query.get("reason"))
-        asked_for = query.get("limit", "")
-        limit = min(PAGE, max(1, int(asked_for))) if asked_for.isdecimal() else PAGE
-        found = await parts.outbox.dead_letters(wanted, limit=limit, after=query.get("after"))
+        found = await parts.outbox.dead_letters(wanted, limit=limit_of(request), after=query.get("after"))
         return JSONResponse({"dead_letters": [asdict(each) for each in found]})
 
     async def retry(request: Request) -> Response:

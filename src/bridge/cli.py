@@ -44,6 +44,7 @@ for command in (run, check, demo, doctor, init, explain, send_test, trace, verif
 app.command("test")(run_tests)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(queue.app, name="queue")
+app.add_typer(queue.app, name="queue")
 
 
 def main() -> None:

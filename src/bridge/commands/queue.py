@@ -26,9 +26,9 @@ from bridge.commands.trace import at
 from bridge.config import Config
 from bridge.control import admin_of, opened_store
 from bridge.errors import StartError
-from bridge.outbox import queue
+from bridge.outbox import Waiting, queue
 from bridge.outbox.exchange import Exported, from_line, to_line
-from bridge.outbox.queue import PAGE, Imported, Queue, Shown, Waiting
+from bridge.outbox.queue import PAGE, Imported, Queue, Shown
 from bridge.outbox.sqlite import SqliteReader, open_readonly
 
 SHOWN = 100  # deliveries listed unless asked for more

@@ -180,6 +180,26 @@ class Trace:
     deliveries: tuple[TracedDelivery, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One delivery in a queue; times in unix seconds.
+
+    *due* None: it waits for the one before it of its *order_key*. *error* is that of its last attempt.
+    """
+
+    row: int
+    id: str
+    sink: str
+    rule: str
+    name: str
+    unique_id: str
+    received: float
+    attempt: int
+    due: float | None
+    order_key: str | None
+    error: str
+
+
 class Outbox(Protocol):
     """Safe to call from any number of tasks at once; calls that wait together share one commit."""
 
@@ -245,6 +265,12 @@ class Outbox(Protocol):
         self, wanted: DeadLetterFilter, *, limit: int, after: str | None = None
     ) -> list[DeadLetter]:
         """Oldest first; *after* is the id the previous page ended with."""
+        ...
+
+    async def waiting(
+        self, sink: str | None, rule: str | None, *, after: int = 0, limit: int
+    ) -> list[Waiting]:
+        """Deliveries that wait, in the order received, beyond row *after*."""
         ...
 
     async def retry_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:

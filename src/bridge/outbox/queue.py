@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bridge.delivery import Route, delivery_id
-from bridge.outbox import Attempt, Batch, Intake, PauseState
+from bridge.outbox import Attempt, Batch, Intake, PauseState, Waiting
 from bridge.outbox.exchange import Exported, ExportedDelivery
 from bridge.outbox.queries import (
     accounts,
@@ -33,26 +33,6 @@ SELECT d.id, d.sink, d.rule, d.attempt, d.due, d.order_key, d.error, e.unique_id
 FROM deliveries d JOIN events e ON e.id = d.id >> 20
 WHERE d.sink = ?1 AND d.id > ?2 AND (?3 IS NULL OR d.rule = ?3) ORDER BY d.id LIMIT ?4
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One delivery in a queue; times in unix seconds.
-
-    *due* None: it waits for the one before it of its *order_key*. *error* is that of its last attempt.
-    """
-
-    row: int
-    id: str
-    sink: str
-    rule: str
-    name: str
-    unique_id: str
-    received: float
-    attempt: int
-    due: float | None
-    order_key: str | None
-    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from bridge.outbox import (
     SinkTotals,
     SourceTotals,
     Trace,
+    Waiting,
     letting_go,
     queries,
     queue,
@@ -178,6 +179,11 @@ class SqliteReader:
         self, wanted: DeadLetterFilter, *, limit: int, after: str | None = None
     ) -> list[DeadLetter]:
         return await self.read(lambda db: queries.dead_letters(db, wanted, limit, after))
+
+    async def waiting(
+        self, sink: str | None, rule: str | None, *, after: int = 0, limit: int
+    ) -> list[Waiting]:
+        return await self.read(lambda db: queue.waiting(db, sink, rule, after, limit))
 
     async def trace(self, unique_id: str) -> Trace | None:
         return await self.read(lambda db: queries.trace(db, unique_id))
