@@ -166,10 +166,10 @@ def alone(step: str, path: Path, number: int) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.rstrip()
 
 
-def rates(full: Path, empty: Path) -> None:
-    """Interleaved, so that both see the same machine."""
+def rates(full: Path, empty: Path, first: int) -> None:
+    """Interleaved, so that both see the same machine; rounds are numbered from *first*, for fresh ids."""
     found: dict[Path, list[float]] = {full: [], empty: []}
-    for number in range(ROUNDS):
+    for number in range(first, first + ROUNDS):
         for path, figures in found.items():
             figures.append(float(alone("healthy", path, number)))
     beside, by_itself = (statistics.median(found[path]) for path in (full, empty))
@@ -186,11 +186,11 @@ def main() -> None:
         print(alone("ingest", full, MILLION))
         for step in ("start", "listing"):
             print(alone(step, full, 0))
-        rates(full, empty)
+        rates(full, empty, 0)
         print(alone("put_off", full, MILLION))
         for step in ("start", "listing"):
             print(alone(step, full, 0))
-        rates(full, Path(folder) / "empty2.db")
+        rates(full, empty, ROUNDS)
 
 
 if __name__ == "__main__":

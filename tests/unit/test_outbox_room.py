@@ -140,9 +140,11 @@ async def test_a_batch_bigger_than_the_store_is_told_too(tmp_path: Path) -> None
         assert await verify(outbox) == []
 
 
-async def test_thousands_of_dead_letters_are_retried_while_events_flow(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "many", [20_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+async def test_thousands_of_dead_letters_are_retried_while_events_flow(tmp_path: Path, many: int) -> None:
     """In steps: what is accepted meanwhile does not wait for all of them."""
-    many = 20_000
     async with store(tmp_path / "bridge.db") as outbox:
         await fill(outbox, range(many), CRM, step=2000)
         while found := await due(outbox, now=NOW + many, limit=2000):

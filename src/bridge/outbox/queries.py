@@ -39,6 +39,9 @@ NEXT_DUE = """
 SELECT due FROM deliveries WHERE sink = ? AND due > ? AND id NOT IN (SELECT value FROM json_each(?))
 ORDER BY due LIMIT 1
 """
+OLDEST = """
+SELECT e.received FROM deliveries d JOIN events e ON e.id = d.id >> 20 WHERE d.sink = ? ORDER BY d.id LIMIT 1
+"""
 LETTER = (
     "delivery, sink, rule, name, unique_id, reason, attempts, first, last, status, error, response"
     " FROM dead_letters"
@@ -114,11 +117,7 @@ def cursors(db: sqlite3.Connection, source: str) -> dict[str, int]:
 
 def oldest(db: sqlite3.Connection, sink: str) -> float | None:
     """Rows are in the order in which events came."""
-    found = db.execute(
-        "SELECT e.received FROM deliveries d JOIN events e ON e.id = d.id >> 20"
-        " WHERE d.sink = ? ORDER BY d.id LIMIT 1",
-        (sink,),
-    ).fetchone()
+    found = db.execute(OLDEST, (sink,)).fetchone()
     return found[0] if found else None
 
 

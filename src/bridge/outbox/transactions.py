@@ -33,6 +33,12 @@ ATTEMPTS_KEPT = 20
 ATTEMPT_RESPONSE = 256  # characters of an answer kept with an attempt; a dead letter keeps the whole 4 kB
 RECENT_IDS = 8  # ids kept beside a cursor: one is proof, the others are for those the server has trimmed
 
+KNOWN = "SELECT unique_id, received, event FROM seen WHERE unique_id IN (SELECT value FROM json_each(?))"
+STILL_WAITING = """
+SELECT id, order_key FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM json_each(?))
+"""
+HELD = "SELECT id, open FROM events WHERE id IN (SELECT value FROM json_each(?))"
+
 WAIT = """
 INSERT INTO deliveries (sink, id, rule, order_key, due) VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 IS NOT NULL
     AND EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END)
@@ -100,10 +106,7 @@ def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
 def new_ones(db: sqlite3.Connection, intakes: Sequence[Intake], window: float) -> tuple[bool, ...]:
     """Which of *intakes* are no duplicates; their ids, where known from before the window, are forgotten."""
     ids = json.dumps([intake.event.unique_id for intake in intakes])
-    rows = db.execute(
-        "SELECT unique_id, received, event FROM seen WHERE unique_id IN (SELECT value FROM json_each(?))",
-        (ids,),
-    ).fetchall()
+    rows = db.execute(KNOWN, (ids,)).fetchall()
     known = {unique_id: (received, event) for unique_id, received, event in rows}
     fresh = []
     for intake in intakes:
@@ -225,11 +228,7 @@ def still_waiting(db: sqlite3.Connection, settlements: Iterable[Settlement]) -> 
         rows.setdefault(settlement.delivery.sink, []).append(settlement.delivery.row)
     found: dict[tuple[str, int], Row] = {}
     for sink, ids in rows.items():
-        waiting = db.execute(
-            "SELECT id, order_key FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM json_each(?))",
-            (sink, json.dumps(ids)),
-        )
-        for row, order_key in waiting.fetchall():
+        for row, order_key in db.execute(STILL_WAITING, (sink, json.dumps(ids))).fetchall():
             found[sink, row] = Row(sink, row, order_key)
     return found
 
@@ -290,9 +289,7 @@ def remove(db: sqlite3.Connection, rows: Sequence[Row], at: float) -> None:
 def release(db: sqlite3.Connection, rows: Iterable[int]) -> None:
     """Deliveries less that need the body of their event; with its last one it goes."""
     fewer = Counter(event_of(row) for row in rows)
-    held = db.execute(
-        "SELECT id, open FROM events WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(fewer)),)
-    ).fetchall()
+    held = db.execute(HELD, (json.dumps(list(fewer)),)).fetchall()
     gone = [(event,) for event, count in held if count <= fewer[event]]
     kept = [(fewer[event], event) for event, count in held if count > fewer[event]]
     db.executemany("DELETE FROM events WHERE id = ?", gone)
