@@ -59,12 +59,12 @@ def run_async(call: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) ->
         raise ours from None
 
 
-def first(group: BaseExceptionGroup[BaseException]) -> BridgeError | None:
-    """One of our own errors inside *group*, if there is nothing else in it."""
-    ours, others = group.split(BridgeError)
+def first(group: BaseExceptionGroup[BaseException]) -> BridgeError | BrokenPipeError | None:
+    """One of our own errors inside *group*, or a reader that has gone, if there is nothing else in it."""
+    ours, others = group.split((BridgeError, BrokenPipeError))
     if ours is None or others is not None:
         return None
     error: BaseException = ours
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, BridgeError) else None
+    return error if isinstance(error, BridgeError | BrokenPipeError) else None
