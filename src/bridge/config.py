@@ -17,6 +17,7 @@ from bridge.errors import ConfigError, Mistake
 from bridge.fields import Duration, Section, Size, mistakes, relative_to
 from bridge.overrides import overridden
 from bridge.redact import parse_path
+from bridge.render import labelled
 from bridge.rulefile import RuleFile, clashes
 from bridge.rulefile import parse as parse_rules
 from bridge.rules import RuleSet
@@ -200,8 +201,9 @@ def load(path: Path, environ: Mapping[str, str], *, no_secrets: bool = False) ->
         value = references.resolved(document, resolve)
     except ConfigError as error:
         found.extend(error.mistakes)
-    config = validated(document, value, path.parent, found)
     rule_files, texts = rules_of(document, path.parent, found)
+    with labelled([label for each in rule_files for alert in each.alerts for label in alert.label_names()]):
+        config = validated(document, value, path.parent, found)
     if found or config is None:
         raise ConfigError(found)
     config._rule_files = tuple(rule_files)

@@ -194,7 +194,7 @@ def alert(delivery: Delivery) -> dict[str, Any]:
         "labels": labels,
         "annotations": {"summary": str(about.get("summary") or summary(event))},
         "startsAt": str(about.get("since") or event.time or NOT_ENDED),
-        "endsAt": event.time if resolved else NOT_ENDED,
+        "endsAt": str(about.get("ends") or event.time) if resolved else NOT_ENDED,
         "generatorURL": "",
         "fingerprint": fingerprint(labels),
     }

@@ -5,7 +5,9 @@ Templates are Jinja2 in the sandbox of `sandbox`, strict about undefined names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -30,15 +32,28 @@ ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "ends", "events",
 ALERTS = "bridge.alert."
 
 
+_labels: ContextVar[frozenset[str]] = ContextVar("labels", default=frozenset())
+
+
+@contextmanager
+def labelled(labels: Collection[str]) -> Iterator[None]:
+    """While inside, templates may use *labels*, those of all alerts of a config, by their names."""
+    token = _labels.set(frozenset(labels))
+    try:
+        yield
+    finally:
+        _labels.reset(token)
+
+
 class Template:
     """One template of the config, compiled; *escape* is applied to every value put into the text."""
 
     def __init__(
-        self, text: str, escape: Callable[[Any], str] | None = None, *, labels: Collection[str] = ()
+        self, text: str, escape: Callable[[Any], str] | None = None, *, labels: Collection[str] | None = ()
     ) -> None:
         """Raises ValueError that says what is wrong with *text*, and on names no template has.
 
-        *labels* are the labels of all alerts, each of which is a name.
+        *labels* of alerts are names too, beside those of `labelled`; None if the names were looked at before.
         """
         if len(text) > TEXT:
             raise ValueError(f"template: at most {TEXT} characters")
@@ -51,8 +66,8 @@ class Template:
             raise ValueError(f"template: {error.message or type(error).__name__}") from None
         except (RecursionError, SyntaxError, MemoryError):
             raise ValueError("template: nested too deeply") from None
-        unknown = self.uses - NAMES - ALERT_NAMES - set(labels)
-        if unknown:
+        unknown = self.uses - NAMES - ALERT_NAMES - _labels.get() - set(labels or ())
+        if unknown and labels is not None:
             raise ValueError(f"template: {min(unknown)} is not defined; there is {', '.join(sorted(NAMES))}")
         self._template = environment.template_class.from_code(environment, code, environment.globals)
         self._cost = 1 + len(text) // PER_STEP
@@ -105,7 +120,7 @@ def alert_values(name: str, data: Any) -> dict[str, Any]:
     told = data if isinstance(data, dict) else {}
     labels = told.get("labels")
     own = {key: told[key] for key in (*ALERT_NAMES, "summary") if key in told}
-    always = {"status": name.rpartition(".")[2], "ends": "", "value": None, "group": {}}
+    always: dict[str, Any] = {"status": name.rpartition(".")[2], "ends": "", "value": None, "group": {}}
     return (dict(labels) if isinstance(labels, dict) else {}) | always | own
 
 

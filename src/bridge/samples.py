@@ -90,12 +90,17 @@ def problems(template: Template, names: Iterable[str], catalogue: Catalogue) -> 
     return [found for name in names if (found := problem(template, name, catalogue))]
 
 
-def problem(template: Template, name: str, catalogue: Catalogue) -> Problem | None:
-    """TTS leaves out what is zero, so that a name that is always there in full can still fail at night."""
+def problem(
+    template: Template, name: str, catalogue: Catalogue, labels: Iterable[str] = ()
+) -> Problem | None:
+    """TTS leaves out what is zero, so that a name that is always there in full can still fail at night.
+
+    *labels* are those of the alert, where *name* is of a notification.
+    """
     for sparse in (False, True):
         for kind in catalogue.types(name) or ("",):
             touched: list[str] = []
-            values = sample(name, kind, catalogue, touched, sparse=sparse)
+            values = dict.fromkeys(labels, "sample") | sample(name, kind, catalogue, touched, sparse=sparse)
             try:
                 template.fill(values, NOW)
             except RenderError as error:

@@ -11,27 +11,30 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from bridge.alerts import Alert
 from bridge.catalogue import Catalogue
-from bridge.render import Template
+from bridge.render import ALERTS, Template
 from bridge.rules import Rule
 from bridge.samples import Problem, problem
 
 KEYS = ("text", "template", "topic")
 """The keys of sinks that hold a template of events."""
 
+FIRING = f"{ALERTS}firing"
 SHOWN = 3  # names of events in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with the template at *sink* *key*, for events that *rule* sends there.
+    """What is wrong with the template at *sink* *key*, for what *sender*, a rule or an alert, sends there.
 
     *sometimes*: only where The Things Stack left out a zero, so it is a warning.
     """
 
     sink: str
     key: str
-    rule: str
+    sender: str
+    """Such as `rule uplinks`."""
     problems: tuple[Problem, ...]
     sometimes: bool
 
@@ -42,30 +45,48 @@ class Finding:
         more = f" and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
         when = " when it is left out for being zero; add | default(0)" if self.sometimes else ""
         error = first.error.removeprefix("template: ")
-        return f"rule {self.rule} sends {names}{more}, and there {error}{when}"
+        return f"{self.sender} sends {names}{more}, and there {error}{when}"
 
 
 def findings(
-    sinks: Mapping[str, BaseModel], rules: Sequence[Rule], catalogue: Catalogue
+    sinks: Mapping[str, BaseModel],
+    rules: Sequence[Rule],
+    catalogue: Catalogue,
+    alerts: Iterable[Alert] = (),
 ) -> Iterator[Finding]:
-    """What goes wrong with the templates that *sinks* set themselves; a rule and template at most once."""
+    """What goes wrong with the templates that *sinks* set themselves; a sender and template at most once.
+
+    A rule that allows `template` is passed over.
+    """
+    alerts = tuple(alerts)
     for sink, config in sinks.items():
         for key, template in templates(config):
             tried: dict[str, Problem | None] = {}
             for rule in rules:
-                if sink in rule.send:
+                if sink in rule.send and "template" not in rule.allow:
                     found = _tried(template, rule, catalogue, tried)
                     for sometimes in (False, True):
                         some = tuple(each for each in found if each.sometimes is sometimes)
                         if some:
-                            yield Finding(sink, key, rule.name, some, sometimes)
+                            yield Finding(sink, key, f"rule {rule.name}", some, sometimes)
+            yield from _told(sink, key, template, alerts, catalogue)
+
+
+def _told(
+    sink: str, key: str, template: Template, alerts: Iterable[Alert], catalogue: Catalogue
+) -> Iterator[Finding]:
+    """What goes wrong with notifications."""
+    for alert in alerts:
+        found = problem(template, FIRING, catalogue, alert.label_names()) if sink in alert.send else None
+        if found:
+            yield Finding(sink, key, f"alert {alert.name}", (found,), found.sometimes)
 
 
 def templates(config: BaseModel) -> Iterator[tuple[str, Template]]:
     for key in KEYS:
         text: Any = getattr(config, key, None)
         if key in config.model_fields_set and isinstance(text, str):
-            yield key, Template(text)
+            yield key, Template(text, labels=None)
 
 
 def _tried(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bridge.render import labelled
 from bridge.rulefile import parse
 from bridge.rules import Rule
 from bridge.shared import catalogue
@@ -37,7 +38,7 @@ def test_a_template_that_fits_all_its_events_is_fine() -> None:
 def test_a_template_that_fits_none_is_told_with_rule_and_event() -> None:
     """Before the first such event comes."""
     (one,) = found("{{ data.uplink_message.f_prt }}", "{name: as.up.data.forward}")
-    assert (one.sink, one.key, one.sometimes) == ("ops", "text", False)
+    assert (one.sink, one.key, one.sender, one.sometimes) == ("ops", "text", "rule rule-0", False)
     assert (
         one.advice == "rule rule-0 sends as.up.data.forward, and there 'dict object' has no attribute 'f_prt'"
     )
@@ -48,7 +49,7 @@ def test_only_the_rules_whose_events_do_not_fit_are_told() -> None:
     (one,) = found(
         "{{ data.uplink_message.received_at }}", "{name: as.up.data.forward}", "{name: /^ns.mac.*request$/}"
     )
-    assert one.rule == "rule-1"
+    assert one.sender == "rule rule-1"
     assert " and " in one.advice
     assert "more" in one.advice
 
@@ -81,3 +82,30 @@ def test_a_webhooks_template_is_tried_too(key: str) -> None:
     config = {"ops": WebhookConfig.model_validate(keys)}
     (one,) = findings(config, rules("{name: as.up.data.forward}"), catalogue())
     assert one.key == key
+
+
+ALERT = """
+alerts:
+  - name: gateway-down
+    kind: state
+    down: {name: gs.gateway.disconnect}
+    up: {name: gs.gateway.connect}
+    by: gateway
+    labels: {severity: page}
+    send: [ops]
+"""
+
+
+def test_a_notification_of_an_alert_is_tried_with_its_labels() -> None:
+    """Each is a name; those of other alerts are not there."""
+    alerts = parse(ALERT, "rules.yaml", sinks=["ops"]).alerts
+
+    def tried(text: str) -> list[str]:
+        with labelled(["severity", "team"]):
+            config = SlackConfig.model_validate({"type": "slack", "webhook_url": HOOK, "text": text})
+        return [each.advice for each in findings({"ops": config}, [], catalogue(), alerts)]
+
+    assert tried("{{ severity }} {{ alert }} {{ since | ago }} {{ labels.gateway }}") == []
+    assert tried("{{ team }}") == [
+        "alert gateway-down sends bridge.alert.firing, and there 'team' is undefined"
+    ]

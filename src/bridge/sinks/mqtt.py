@@ -129,11 +129,12 @@ class MqttConfig(Section):
             raise ValueError("tenant goes with format: tts-v3")
         if self.format in OWN_TOPICS and "topic" in self.model_fields_set:
             raise ValueError(f"topic: format: {self.format} has topics of its own; leave it out")
-        self.encoder({})
+        if self.template is not None:
+            Template(self.template)
 
     def encoder(self, hosts: Mapping[str, str]) -> Encoder:
-        """How bodies are made; *hosts* maps a source to its TTS host; raises ValueError for a template."""
-        template = None if self.template is None else Template(self.template)
+        """How bodies are made; *hosts* maps a source to its TTS host."""
+        template = None if self.template is None else Template(self.template, labels=None)
         format = "event" if self.format == "home-assistant" else self.format
         return Encoder(format, self.cloudevents == "binary", template, self.content_type, hosts)
 
@@ -157,8 +158,8 @@ def composer(config: MqttConfig, status: str | None, hosts: Mapping[str, str]) -
     if config.format == "home-assistant":
         text = config.topic if "topic" in config.model_fields_set else HOME_TOPIC
         site = Site(config.discovery_prefix, status, version("tts-event-bridge"))
-        return HomeAssistant(Template(text, topic_level), site, envelope)
-    template = Template(config.topic, topic_level)
+        return HomeAssistant(Template(text, topic_level, labels=None), site, envelope)
+    template = Template(config.topic, topic_level, labels=None)
     if config.cloudevents == "binary":
         return mqtt_formats.binary_cloudevents(template, config.encoder(hosts), envelope)
     return mqtt_formats.encoded(template, config.encoder(hosts), envelope)

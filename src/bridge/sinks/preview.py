@@ -47,7 +47,7 @@ def _rendered(config: SinkConfig, delivery: Delivery, hosts: Mapping[str, str]) 
             for message in composer(config, status, hosts)(delivery):
                 yield Preview(sink, identifier, message.topic, {}, _text(message.payload))
         case SlackConfig():
-            text = Template(config.text, slack_escape).render(delivery)
+            text = Template(config.text, slack_escape, labels=None).render(delivery)
             yield Preview(sink, identifier, config.channel or "", {}, text)
 
 

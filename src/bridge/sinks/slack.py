@@ -98,7 +98,7 @@ class Slack:
         self.max_in_flight = config.max_in_flight
         self.batch_limits = BatchLimits(max_events=DIGEST if config.rate_limit else 1, max_bytes=16 << 20)
         self._channel = config.channel
-        self._template = Template(config.text, slack_escape)
+        self._template = Template(config.text, slack_escape, labels=None)
         self._headers = {"Content-Type": "application/json; charset=utf-8"}
         if config.token:
             self._headers["Authorization"] = f"Bearer {config.token.get_secret_value()}"

@@ -148,11 +148,12 @@ class WebhookConfig(Section):
                 )
             if self.content_type and not is_json(self.content_type):
                 raise ValueError("batch: a batch is JSON, and content_type says something else")
-        self.encoder({})
+        if self.template is not None:
+            Template(self.template)
 
     def encoder(self, hosts: Mapping[str, str]) -> Encoder:
-        """How bodies are made; *hosts* maps a source to its TTS host; raises ValueError for a template."""
-        template = None if self.template is None else Template(self.template)
+        """How bodies are made; *hosts* maps a source to its TTS host."""
+        template = None if self.template is None else Template(self.template, labels=None)
         binary = self.cloudevents == "binary"
         return Encoder(self.format, binary, template, self.content_type, hosts)
 
