@@ -13,8 +13,9 @@ from bridge.advice import warnings
 from bridge.commands.terminal import NOT_SO, ConfigOption, fail, loaded, print_lines
 from bridge.config import Config
 from bridge.errors import ConfigError
-from bridge.sinks.guard import blocked, policy
+from bridge.sinks.guard import blocked, openable, policy
 from bridge.sinks.registry import SinkConfig
+from bridge.sinks.slack import SlackConfig
 from bridge.sinks.webhook import WebhookConfig
 from bridge.sources.models import TtsSourceConfig
 
@@ -61,18 +62,19 @@ def unconfirmed(sink: SinkConfig) -> str:
 def refused_addresses(config: Config) -> Iterator[str]:
     """What the guard would refuse today, with the line that opens it (DESIGN.md §2.6)."""
     for name, sink in config.sinks.items():
-        if not isinstance(sink, WebhookConfig) or sink.proxy is not None:
+        if isinstance(sink, WebhookConfig) and sink.proxy is None:
+            key, url = "url", sink.url
+        elif isinstance(sink, SlackConfig) and sink.proxy is None and sink.api_url:
+            key, url = "api_url", sink.api_url
+        else:
             continue
-        host = urlsplit(sink.url).hostname or ""
+        host = urlsplit(url).hostname or ""
         opened = policy(sink.allow_private_networks, sink.allow_networks)
         for address in sorted(addresses(host)):
             why = blocked(address, opened, host)
             if why:
-                line = f"add allow_networks: [{host}]" if why in OPENABLE else "no key opens it"
-                yield f"sinks.{name}.url: the guard refuses its address: {why}; {line}"
-
-
-OPENABLE = frozenset({"loopback", "private", "not public", "shared by a carrier's customers"})
+                line = f"add allow_networks: [{host}]" if openable(why) else "no key opens it"
+                yield f"sinks.{name}.{key}: the guard refuses its address: {why}; {line}"
 
 
 def addresses(host: str) -> set[str]:
