@@ -193,6 +193,8 @@ class Alerting:
     def observe(self, source: str, sights: Iterable[Sight], now: int) -> None:
         """Note what came by *source*; *now* is the server's clock."""
         for alert, key, seen in sights:
+            if self.alerts.by_name.get(alert.name) is not alert:
+                continue  # a reload came in between
             tracks = self._tracks[alert.name]
             track = tracks.get(key)
             if track is None:

@@ -47,6 +47,8 @@ class Route(NamedTuple):
     rule: str
     sink: str
     order_key: str | None = None
+    supersedes: str | None = None
+    """Of a notification: those of the same key that still wait for this sink are dropped for it."""
 
 
 @dataclass(frozen=True, slots=True)

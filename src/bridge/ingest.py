@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import anyio
+import msgspec
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from bridge import decode
+from bridge.alert_groups import Notice
+from bridge.alerting import GAP, Alerting
+from bridge.alertset import Sight
 from bridge.delivery import Route
 from bridge.errors import OutboxError
 from bridge.event import Event, order_key
 from bridge.metrics import Metrics
-from bridge.outbox import Accepted, Batch, Intake, Outbox
+from bridge.outbox import Accepted, AlertRow, Batch, Intake, Outbox
 from bridge.redact import Redactor
 from bridge.report import Tell, is_own, silent, spared
 from bridge.rules import Rule, RuleSet
-from bridge.sources import Arrival, Reading, Started
+from bridge.sources import Arrival, Reading, Reconciled, Started, Tick
 
 log = structlog.get_logger()
 
 BATCH_LIMIT = 512  # readings a transaction: 10 times fewer is slower, more only delays the first
 RECENT = 50  # events shown on the page
 RETRY_WAITS = (0.1, 0.5, 2.0, 5.0)  # seconds between tries to store a batch; the last is repeated
+ALERTS = "alerts"  # the source under which notifications are counted
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A notification of *alert* that is to be stored, and the sinks it goes to."""
+
+    alert: str
+    key: str
+    sinks: tuple[str, ...]
+    event: Event
+
+
+def notification(notice: Notice) -> Notification:
+    event = decode.event(msgspec.json.encode(notice.document))
+    return Notification(notice.alert.name, notice.key, notice.sinks, event)
 
 
 @dataclass(slots=True)
@@ -45,6 +70,12 @@ class Ingest:
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last events that came, as they came."""
     tell: Tell = silent
+    alerting: Alerting = field(default_factory=Alerting)
+    alerted: Callable[[Sequence[Notification], Accepted], None] = lambda _notices, _accepted: None
+    """Told of notifications that are stored."""
+    appending: frozenset[str] = frozenset()
+    """Sinks for which a newer notification does not take the place of one that waits."""
+    now: Callable[[], float] = time.time
     hits: Counter[str] = field(default_factory=Counter)
     """Events each rule matched since the start."""
 
@@ -60,21 +91,72 @@ class Ingest:
             rules = self.rules()
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
             matched = [rules.select(arrival.event) for arrival in arrivals]
+            sights = [self.alerting.look(arrival.event) for arrival in arrivals]
             intakes = [
-                intake(arrival, wanted, self.redactor, self.ordered)
-                for arrival, wanted in zip(arrivals, matched, strict=True)
+                intake(arrival, wanted, self.redactor, self.ordered, is_seen=bool(seen))
+                for arrival, wanted, seen in zip(arrivals, matched, sights, strict=True)
             ]
             self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
-            accepted = await self._store(batch(taken, intakes))
+            notices = await self._judge(taken, intakes, sights)
+            for notice in notices:
+                wanted = rules.select(notice.event)
+                matched.append(wanted)
+                intakes.append(self._notified(notice, wanted))
+            states = self.alerting.rows()
+            if not (intakes or states or any(not isinstance(reading, Tick) for reading in taken)):
+                continue
+            accepted = await self._store(batch(taken, intakes, states))
             self._count(matched, accepted)
+            self.alerted(notices, accepted)
             self._tell_overflow(arrivals, accepted)
             self.wake(accepted.sinks)
 
+    async def _judge(
+        self, taken: Sequence[Reading], intakes: Sequence[Intake], sights: Sequence[Sequence[Sight]]
+    ) -> list[Notification]:
+        """Alerts see what is new in *taken*, in its order, and tell what follows."""
+        seen = [each for each, looked in zip(intakes, sights, strict=True) if looked]
+        fresh = iter(await self._insist(lambda: self.outbox.fresh(seen)) if seen else ())
+        looked = iter(sights)
+        notices: list[Notification] = []
+        for reading in taken:
+            match reading:
+                case Arrival():
+                    found = next(looked)
+                    if reading.event.name == GAP:
+                        self.alerting.gap(reading.source, reading.event)
+                    if found and next(fresh):
+                        self.alerting.observe(reading.source, found, self._server_ns(reading.received))
+                case Reconciled():
+                    now = self._server_ns(0.0)
+                    self.alerting.observe(reading.source, self.alerting.look(reading.event), now)
+                case Tick():
+                    notices += map(notification, self.alerting.tick(reading.now_ns, reading.unsettled))
+        return notices
+
+    def _server_ns(self, received: float) -> int:
+        """The server's clock by the last tick, or before the first by ours."""
+        return self.alerting.now or int(received * 1e9)
+
+    def _notified(self, notice: Notification, wanted: Sequence[Rule]) -> Intake:
+        event = self.redactor.redact(notice.event)
+        routes = [
+            Route(rule, sink, None, None if sink in self.appending else f"{rule}/{notice.key}")
+            for rule, sink in dict.fromkeys((notice.alert, sink) for sink in notice.sinks)
+        ]
+        routes += [Route(rule.name, sink) for rule in wanted for sink in rule.send]
+        key = order_key(event, ALERTS)
+        routes = [route._replace(order_key=key) if route.sink in self.ordered else route for route in routes]
+        return Intake(ALERTS, event, self.now(), matched=True, routes=tuple(routes))
+
     async def _store(self, transaction: Batch) -> Accepted:
+        return await self._insist(lambda: self.outbox.accept(transaction))
+
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         failures = 0
         while True:
             try:
-                accepted = await self.outbox.accept(transaction)
+                answer = await ask()
             except OutboxError as error:
                 if not failures:
                     log.error("events cannot be stored, reading waits", error=str(error))
@@ -85,7 +167,7 @@ class Ingest:
                 if failures:
                     log.info("events can be stored again", tries=failures)
                 self.storing = True
-                return accepted
+                return answer
 
     def _tell_overflow(self, arrivals: Sequence[Arrival], accepted: Accepted) -> None:
         """What had to go for *arrivals*; not where they are themselves about such things."""
@@ -115,10 +197,20 @@ def waiting(readings: MemoryObjectReceiveStream[Reading], limit: int) -> list[Re
     return found
 
 
-def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor, ordered: frozenset[str]) -> Intake:
-    """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept."""
+def intake(
+    arrival: Arrival,
+    wanted: Sequence[Rule],
+    redactor: Redactor,
+    ordered: frozenset[str],
+    *,
+    is_seen: bool = False,
+) -> Intake:
+    """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept.
+
+    *is_seen*: an alert looks at it.
+    """
     if not wanted:
-        return Intake(arrival.source, arrival.event, arrival.received, matched=False)
+        return Intake(arrival.source, arrival.event, arrival.received, matched=is_seen)
     event = arrival.event
     avoided = spared(event)
     routes = [Route(rule.name, sink) for rule in wanted for sink in rule.send if sink != avoided]
@@ -129,12 +221,18 @@ def intake(arrival: Arrival, wanted: Sequence[Rule], redactor: Redactor, ordered
     return Intake(arrival.source, stored, arrival.received, matched=True, routes=tuple(routes))
 
 
-def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:
+def batch(
+    readings: Sequence[Reading],
+    intakes: Sequence[Intake],
+    alerts: Mapping[AlertRow, bytes | None] | None = None,
+) -> Batch:
     """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
     cursors: dict[tuple[str, str], int] = {}
     starts: dict[tuple[str, str], int] = {}
     recent: dict[tuple[str, str], list[str]] = {}
     for reading in readings:
+        if not isinstance(reading, Arrival | Started):
+            continue
         for identifier, at in reading.cursors.items():
             key = reading.source, identifier
             if isinstance(reading, Started):
@@ -142,4 +240,4 @@ def batch(readings: Sequence[Reading], intakes: Sequence[Intake]) -> Batch:
             else:
                 cursors[key] = max(at, cursors.get(key, 0))
                 recent.setdefault(key, []).append(reading.event.unique_id)
-    return Batch(intakes, cursors, starts, recent)
+    return Batch(intakes, cursors, starts, recent, alerts or {})

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from bridge.delivery import Delivery, Reason, Route, Settlement
 from bridge.event import Event
 
 T = TypeVar("T")
+
+AlertRow: TypeAlias = tuple[str, str, str]
+"""Part (track, group, silence, blind), alert and key of something that alerts remember."""
 
 
 class Offload(Protocol):
@@ -50,6 +53,8 @@ class Batch:
     cursors: Mapping[tuple[str, str], int] = field(default_factory=dict)
     starts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     recent: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+    alerts: Mapping[AlertRow, bytes | None] = field(default_factory=dict)
+    """What alerts remember, as JSON; None for what they forget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Accepted:
     """Which sinks got a new delivery."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Deliveries and dead letters of each sink that had to go because of `max_size`."""
+    superseded: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Rule and sink to the notifications that gave way to newer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +221,14 @@ class Outbox(Protocol):
         oldest deliveries of the sink that holds most) and told in `Accepted.dropped`; with `block`, and
         while the disk is full, OutboxError with *full* is raised until there is room.
         """
+        ...
+
+    async def fresh(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
+        """What `accept` would say now: which of *intakes* are no duplicates, if all of them are matched."""
+        ...
+
+    async def alert_states(self) -> list[tuple[str, str, str, bytes]]:
+        """All that alerts remember: part, alert, key and JSON."""
         ...
 
     async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:

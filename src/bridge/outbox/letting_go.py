@@ -66,7 +66,7 @@ def some_letters(
 
 def retry_dead_letters(tx: Transaction, wanted: DeadLetterFilter, now: float, after: int) -> Step:
     letters = some_letters(tx.db, wanted, after)
-    tx.db.executemany(WAIT, [(each.sink, each.id, each.rule, each.order_key, now) for each in letters])
+    tx.db.executemany(WAIT, [(each.sink, each.id, each.rule, each.order_key, now, None) for each in letters])
     _uncount(tx, letters, waiting=1)
     return _step(letters)
 

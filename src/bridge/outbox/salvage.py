@@ -31,7 +31,12 @@ TRIES = 20_000  # reads of a damaged table: enough for a hundred pages; one that
 
 KEYED = {"events": "id", "seen": "event", "dead_letters": "id", "settled": "id", "attempts": "rowid"}
 """Tables that are read by ranges of an integer, and which."""
-SMALL = {"cursors": ("source", "identifier"), "totals": ("kind", "name", "what"), "sinks": ("name",)}
+SMALL = {
+    "cursors": ("source", "identifier"),
+    "totals": ("kind", "name", "what"),
+    "sinks": ("name",),
+    "alert_states": ("part", "alert", "key"),
+}
 
 DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 

@@ -22,12 +22,14 @@ from bridge.outbox import (
     DeadLetter,
     DeadLetterFilter,
     Due,
+    Intake,
     Offload,
     PauseState,
     SinkTotals,
     SourceTotals,
     Trace,
     Waiting,
+    alert_rows,
     letting_go,
     queries,
     queue,
@@ -166,6 +168,9 @@ class SqliteReader:
     async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
         return await self.read(lambda db: tuple(transactions.recent_ids(db, (source, identifier))))
 
+    async def alert_states(self) -> list[tuple[str, str, str, bytes]]:
+        return await self.read(alert_rows.read)
+
     async def oldest(self, sink: str) -> float | None:
         return await self.read(lambda db: queries.oldest(db, sink))
 
@@ -230,13 +235,21 @@ class SqliteOutbox(SqliteReader):
             await self._writer.heal(asked, str(error.__cause__))
             return await super().read(question)
 
+    async def fresh(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
+        return await self.read(lambda db: alert_rows.fresh(db, intakes, self._limits.dedup_window))
+
     async def accept(self, batch: Batch) -> Accepted:
         def change(tx: Transaction) -> Accepted:
             self._writer.refuse_beyond_the_disk()
             accepted = transactions.accept(tx, batch, self._limits.dedup_window)
             now = max((intake.received for intake in batch.intakes), default=0.0)
+            if batch.alerts:
+                alert_rows.write(tx.db, batch.alerts)
+            superseded = alert_rows.supersede(tx, batch)
             dropped = self._make_room(tx, now, incoming)
-            return dataclasses.replace(accepted, dropped=dropped) if dropped else accepted
+            if not (dropped or superseded):
+                return accepted
+            return dataclasses.replace(accepted, dropped=dropped, superseded=superseded)
 
         incoming = sum(ROW_BYTES + len(intake.event.body) for intake in batch.intakes)
 

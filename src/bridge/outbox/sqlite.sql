@@ -31,10 +31,12 @@ CREATE TABLE deliveries (
     tried_since REAL,                  -- Delivery.tried_since
     first REAL,                        -- first attempt
     error TEXT NOT NULL DEFAULT '',    -- of the last attempt
+    supersedes TEXT,                   -- of a notification: a newer one with this key takes its place
     PRIMARY KEY (sink, id)
 ) WITHOUT ROWID;
 CREATE INDEX deliveries_due ON deliveries (sink, due, id) WHERE due IS NOT NULL;
 CREATE INDEX deliveries_order ON deliveries (sink, order_key, id) WHERE order_key IS NOT NULL;
+CREATE INDEX deliveries_supersedes ON deliveries (sink, supersedes, id) WHERE supersedes IS NOT NULL;
 
 CREATE TABLE dead_letters (
     id INTEGER PRIMARY KEY, -- the row the delivery had, so that pages are in order of time
@@ -81,6 +83,14 @@ CREATE TABLE cursors (
     time_ns INTEGER NOT NULL,
     recent TEXT NOT NULL DEFAULT '[]', -- JSON: the last unique_ids that came, newest last
     PRIMARY KEY (source, identifier)
+) WITHOUT ROWID;
+
+CREATE TABLE alert_states (
+    part TEXT NOT NULL, -- track, group, silence or blind
+    alert TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state TEXT NOT NULL, -- JSON
+    PRIMARY KEY (part, alert, key)
 ) WITHOUT ROWID;
 
 CREATE TABLE totals (

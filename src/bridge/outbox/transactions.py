@@ -40,8 +40,9 @@ SELECT id, order_key FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM
 HELD = "SELECT id, open FROM events WHERE id IN (SELECT value FROM json_each(?))"
 
 WAIT = """
-INSERT INTO deliveries (sink, id, rule, order_key, due) VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 IS NOT NULL
-    AND EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END)
+INSERT INTO deliveries (sink, id, rule, order_key, due, supersedes)
+VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 IS NOT NULL
+    AND EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END, ?6)
 """
 """A delivery waits; with an order key behind the others of that key."""
 
@@ -137,8 +138,8 @@ def store(tx: Transaction, intakes: Sequence[Intake]) -> frozenset[str]:
         if not routes:
             continue
         bodies.append((number, event.unique_id, intake.source, received, len(routes), event.body))
-        for row, (rule, sink, order_key) in enumerate(routes, number << ROUTE_BITS):
-            waiting.append((sink, row, rule, order_key, received))
+        for row, (rule, sink, order_key, supersedes) in enumerate(routes, number << ROUTE_BITS):
+            waiting.append((sink, row, rule, order_key, received, supersedes))
             counts[sink] += 1
     tx.db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", seen)
     tx.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", bodies)

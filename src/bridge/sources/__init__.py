@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from anyio.streams.memory import MemoryObjectSendStream
 
-from bridge.event import Event
+from bridge.event import Entity, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,27 @@ class Started:
     cursors: Mapping[str, int]
 
 
-Reading: TypeAlias = Arrival | Started
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What the server said when asked, in the shape of an event: only alerts look at it."""
+
+    source: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time, in order with what was read: everything of a settled source that came before it is before it.
+
+    *now_ns* is the server's clock. *unsettled* are the sources that have not finished their replay, and
+    for whom; None for everybody.
+    """
+
+    now_ns: int
+    unsettled: Mapping[str, frozenset[Entity] | None] = field(default_factory=dict)
+
+
+Reading: TypeAlias = Arrival | Started | Reconciled | Tick
 
 
 class Source(Protocol):
@@ -59,6 +79,21 @@ class Source(Protocol):
         ...
 
     def status(self) -> SourceStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a source is: *clock_ns* the server's clock, None while unknown; *unsettled* as in `Tick`."""
+
+    clock_ns: int | None
+    unsettled: frozenset[Entity] | None
+
+
+@runtime_checkable
+class CatchesUp(Protocol):
+    """A source that has a replay to finish after a break; others are always settled."""
+
+    def standing(self) -> Standing: ...
 
 
 @dataclass(frozen=True, slots=True)
