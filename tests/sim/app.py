@@ -22,8 +22,9 @@ from bridge.metrics import Metrics
 from bridge.outbox import DeadLetterFilter, Outbox
 from bridge.outbox.sqlite import SqliteOutbox, open_outbox
 from bridge.outbox.verify import verify
-from bridge.pipeline import flow
+from bridge.pipeline import Reads, flow
 from bridge.redact import Redactor
+from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.rulefile import parse
 from bridge.rules import RuleSet
@@ -41,8 +42,11 @@ rules:
   - name: uplinks
     match: {name: as.up.data.forward}
     send: [slow]
+  - name: in-order
+    match: {application: plant-a}
+    send: [ordered]
 """
-IN_FLIGHT = {"crm": 4, "broker": 8, "slow": 1}
+IN_FLIGHT = {"crm": 4, "broker": 8, "slow": 1, "ordered": 8}
 POLICY = RetryPolicy(initial=5.0, max=600.0, give_up_after=1e9)
 DRAIN = 20.0  # seconds
 PATIENCE = 86_400.0  # seconds; a sink that was wrong is probed once an hour at least
@@ -79,13 +83,23 @@ class Outcome:
 
     def wanted(self, sink: str) -> set[str]:
         """What the rules want at *sink*."""
-        published = self.ledger.published
-        return {each for each, name in published.items() if sink != "slow" or name == "as.up.data.forward"}
+        published = self.ledger.published.items()
+        match sink:
+            case "slow":
+                return {each for each, about in published if about.name == "as.up.data.forward"}
+            case "ordered":
+                return {each for each, about in published if about.is_plant_a}
+            case _:
+                return {each for each, _ in published}
 
     def missing(self, sink: str) -> set[str]:
         """What *sink* neither got nor refused, although the server never failed to give it."""
         excused = self.ledger.lost_live | self.dead.get(sink, set())
         return self.wanted(sink) - self.ledger.arrived(sink) - excused
+
+    def known(self, sink: str) -> set[str]:
+        """Everything that was ever to be delivered to *sink*, own events included."""
+        return self.wanted(sink) | self.dead.get(sink, set()) | set(self.ledger.own.get(sink, ()))
 
     @property
     def lost(self) -> set[str]:
@@ -150,11 +164,8 @@ class Simulation:
             propagates=propagates(),
         )
 
-    async def live(self, until: Callable[[Outbox], Awaitable[None]]) -> bool:
-        """One life of the process: until *until* returns, then a stop in order; or the power goes.
-
-        Says whether it ended in order.
-        """
+    async def live(self, until: Callable[[Outbox], Awaitable[None]]) -> None:
+        """One life of the process: until *until* returns, then a stop in order; or the power goes."""
         world = self.world
         world.is_dark = False
         world.note("start")
@@ -168,10 +179,11 @@ class Simulation:
                 beside.cancel_scope.cancel()
         except* Crash:
             await trio.lowlevel.checkpoint()
-        return not world.is_dark
+        world.end_of_life()
 
     async def _flow(self, outbox: Outbox, stop: anyio.Event) -> None:
         world = self.world
+        report = SelfReport(world.now, world.random)
         dispatchers = {
             name: Dispatcher(
                 FlakySink(name, world, most),
@@ -180,6 +192,8 @@ class Simulation:
                 self._metrics,
                 now=world.now,
                 chance=world.chance,
+                tell=report.tell,
+                adaptive=name == "crm",
             )
             for name, most in IN_FLIGHT.items()
         }
@@ -188,8 +202,17 @@ class Simulation:
             for name in sorted(sinks):
                 dispatchers[name].wake()
 
-        ingest = Ingest(outbox, lambda: self._rules, Redactor.of([]), self._metrics, wake)
-        await flow([self.source(outbox)], ingest, list(dispatchers.values()), stop, drain=DRAIN)
+        ingest = Ingest(
+            outbox,
+            lambda: self._rules,
+            Redactor.of([]),
+            self._metrics,
+            wake,
+            ordered=frozenset({"ordered"}),
+            tell=report.tell,
+        )
+        sources: list[Reads] = [self.source(outbox), report]
+        await flow(sources, ingest, list(dispatchers.values()), stop, drain=DRAIN)
 
     async def _power_cut(self) -> None:
         """The power goes wherever the tasks happen to be."""

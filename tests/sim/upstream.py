@@ -24,7 +24,7 @@ from bridge.sources.registry import propagates
 from bridge.sources.upstream import RateBudget, Stream
 from bridge.standin.history import History, Record, record, shown, window
 from tests.recordings import documents
-from tests.sim.world import World
+from tests.sim.world import Published, World
 
 SECOND = 1_000_000_000  # ns
 SKEW = 37.0  # seconds the server's clock is ahead of bridge's
@@ -88,7 +88,8 @@ class Server:
     def publish(self, body: bytes) -> None:
         each = self.record_of(body)
         self._history.add(each)
-        self._world.ledger.published[each.unique_id] = each.name
+        is_plant_a = any(entity.id.partition("/")[0] == "plant-a" for entity in each.entities)
+        self._world.ledger.published[each.unique_id] = Published(each.name, is_plant_a)
         for channel in self._channels:
             for entity in each.entities:
                 if entity not in channel.entities:

@@ -58,23 +58,33 @@ class Faults:
 CALM = Faults()
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An event as far as rules tell it from others."""
+
+    name: str
+    is_plant_a: bool
+
+
 @dataclass
 class Ledger:
     """What really happened, seen from outside."""
 
-    published: dict[str, str] = field(default_factory=dict)
-    """unique_id to name, of what the server took in."""
+    published: dict[str, Published] = field(default_factory=dict)
+    """By unique_id, what the server took in."""
     lost_live: set[str] = field(default_factory=set)
     """What the server did not give to a stream that was open."""
     received: dict[str, list[str]] = field(default_factory=dict)
     """Sink to unique_ids in the order they arrived, repeats included."""
-    own: set[tuple[str, str]] = field(default_factory=set)
-    """bridge's own events that arrived somewhere, id and name."""
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Sink to bridge's own events that arrived there, unique_id to name."""
+    disorder: list[str] = field(default_factory=list)
+    """Deliveries that came before one of their entity that was accepted earlier."""
     rejected: dict[str, set[str]] = field(default_factory=dict)
     lost_replies: int = 0
     crashes: int = 0
     unsettled: int = 0
-    """Deliveries the receiver had and the store did not know of, when the power went."""
+    """Deliveries the receiver had and the store did not know of, when the power went or time was up."""
     fulls: int = 0
     trace: list[str] = field(default_factory=list)
 
@@ -97,6 +107,7 @@ class World:
         """The power is gone: whoever still runs, to clean up, gets no further."""
         self.unsettled: set[tuple[str, str]] = set()
         """Sink and delivery id of what was received and is not known to be settled."""
+        self.last_row: dict[tuple[str, str], int] = {}
         self._full_until = 0.0
 
     def now(self) -> float:
@@ -115,10 +126,14 @@ class World:
         if not self.is_dark:
             self.is_dark = True
             self.ledger.crashes += 1
-            self.ledger.unsettled += len(self.unsettled)
-            self.unsettled.clear()
+            self.end_of_life()
             self.note("crash", where)
         return Crash(where)
+
+    def end_of_life(self) -> None:
+        """The process ends: what receivers had and the store does not know of will come again."""
+        self.ledger.unsettled += len(self.unsettled)
+        self.unsettled.clear()
 
     async def power(self, where: str) -> None:
         """An await at which the power may go."""
@@ -184,7 +199,8 @@ class FlakySink:
         unique_id = delivery.event.unique_id
         world.ledger.received.setdefault(self.name, []).append(unique_id)
         if delivery.event.name.startswith("bridge."):
-            world.ledger.own.add((unique_id, delivery.event.name))
+            world.ledger.own.setdefault(self.name, {})[unique_id] = delivery.event.name
+        self._keep_order(delivery)
         world.unsettled.add((self.name, delivery.id))
         world.note(self.name, "got", delivery.id, delivery.attempt)
         await world.power(f"{self.name} got it")
@@ -205,3 +221,11 @@ class FlakySink:
             world.ledger.rejected.setdefault(self.name, set()).add(delivery.event.unique_id)
             return Rejected(Failure("client_error", "HTTP 400", 400))
         return None
+
+    def _keep_order(self, delivery: Delivery) -> None:
+        """Of one entity nothing comes that was accepted before what has come; a repeat may."""
+        if delivery.order_key is not None:
+            key = self.name, delivery.order_key
+            if delivery.row < self.world.last_row.get(key, 0):
+                self.world.ledger.disorder.append(delivery.id)
+            self.world.last_row[key] = delivery.row
