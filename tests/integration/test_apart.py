@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -82,7 +82,7 @@ async def latencies(folder: Path, bad: Mapping[str, Reply]) -> list[float]:
     return sorted(took)
 
 
-def uplinks(published: dict[str, float]):  # type: ignore[no-untyped-def]
+def uplinks(published: dict[str, float]) -> Iterator[bytes]:
     recorded = next(
         each
         for each in documents("apps.sse")
