@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.delivery import Route
-from bridge.errors import OutboxError
+from bridge.errors import OutboxError, StartError
 from bridge.outbox import Batch, DeadLetterFilter, queue
 from bridge.outbox.file import connect, connect_readonly
 from bridge.outbox.salvage import damage, ranges
@@ -147,6 +147,19 @@ async def test_the_first_page_may_be_hit(tmp_path: Path) -> None:
         assert outbox.salvaged is not None
         assert await verify(outbox) == []
         assert (await outbox.accept(batch(intake("new", CRM)))).fresh == (True,)
+
+
+async def test_a_damaged_store_without_room_to_mend_it(tmp_path: Path) -> None:
+    """One clear line, and the file is as it was."""
+    path = tmp_path / "bridge.db"
+    await a_store_with_everything(path, 100)
+    destroy(path, [pages_of(path, "events")[5]], random.Random(1))
+    (tmp_path / "bridge.db.salvage-wal").mkdir()
+    before = path.read_bytes()
+    with pytest.raises(StartError, match="is damaged and cannot be replaced"):
+        async with store(path):
+            pass
+    assert path.read_bytes() == before
 
 
 async def test_order_goes_on_after_a_salvage(tmp_path: Path) -> None:

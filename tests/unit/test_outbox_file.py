@@ -339,6 +339,39 @@ async def test_a_full_store_refuses_and_settles(tmp_path: Path) -> None:
         assert outbox.sink_totals()["crm"].waiting == 1000
 
 
+LOST = """
+import anyio, os, sys
+from pathlib import Path
+from bridge.outbox.verify import verify
+from tests.contract.outboxes import done, due
+from tests.unit.test_outbox_file import fill, store
+
+async def main(path):
+    async with store(path) as outbox:
+        await fill(outbox, 10)
+        path.chmod(0)
+        path.parent.chmod(0)
+        try:
+            await outbox.settle([done(each) for each in (await due(outbox))[:5]])
+            await fill(outbox, 10, start=10)
+            print(len(await due(outbox)), await verify(outbox))
+        finally:
+            path.parent.chmod(0o755)
+anyio.run(main, Path(sys.argv[1]))
+"""
+
+
+def test_permissions_lost_while_running(tmp_path: Path) -> None:
+    """What is open stays open: events are taken and settled on."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    command = [*AS_OTHERS, sys.executable, "-c", LOST, str(folder / "bridge.db")]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=20, cwd=HERE.parent.parent
+    )
+    assert found.stdout == "15 []\n", found.stderr
+
+
 async def filled_up(outbox: SqliteOutbox) -> OutboxError:
     """The error that ends filling it."""
     while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -91,13 +92,21 @@ def replace(path: Path, why: str) -> Salvaged:
         leftover.unlink(missing_ok=True)
     kept, lost = copy(path, fresh)
     aside = unused(path)
-    os.link(path, aside)
+    keep(path, aside)
     for suffix in ("-wal", "-shm"):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     fresh.replace(path)
     log.error("store replaced", set_aside=str(aside), kept=kept, lost_deliveries=lost)
     return Salvaged(aside, kept, lost)
+
+
+def keep(path: Path, aside: Path) -> None:
+    """The damaged file under its other name; a file system without links has to hold it twice."""
+    try:
+        os.link(path, aside)
+    except OSError:
+        shutil.copy2(path, aside)
 
 
 def unused(path: Path) -> Path:

@@ -15,7 +15,7 @@ import anyio.to_thread
 import structlog
 
 from bridge.delivery import Settlement
-from bridge.errors import OutboxError
+from bridge.errors import OutboxError, StartError
 from bridge.outbox import (
     Accepted,
     Batch,
@@ -101,14 +101,24 @@ async def open_outbox(
     limits = Limits(dedup_window, dead_letter_retention, trace_retention, max_size, overflow)
     with ExitStack() as stack:
         stack.enter_context(locked(path))
-        why = damage(path)
-        salvaged = replace(path, why) if why else None
+        salvaged = mended(path)
         kept = Reserve(Path(f"{path}.reserve"), reserve)
         kept.shrink_to_disk()
         kept.take()
         store = File(path, durability, log_pages(max_size, kept.size), stack)
         store.salvaged = salvaged
         yield SqliteOutbox(store, limits, kept, offload_write, offload_read)
+
+
+def mended(path: Path) -> Salvaged | None:
+    """What had to be done about damage at *path*; raises StartError if it could not."""
+    why = damage(path)
+    if why is None:
+        return None
+    try:
+        return replace(path, why)
+    except (sqlite3.Error, OSError) as error:
+        raise StartError(f"{path}: is damaged and cannot be replaced: {error}") from None
 
 
 def log_pages(max_size: int | None, reserve: int) -> int:

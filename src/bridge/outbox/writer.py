@@ -78,6 +78,8 @@ class File:
             except StartError as error:
                 raise OutboxError(str(error)) from None
             return self.path.stat().st_size
+        except OSError:
+            return 0  # we may not look any more; what is open stays open
         if there.st_ino != self._inode:
             raise OutboxError(f"{self.path}: another file has taken its place; put it back or restart bridge")
         return there.st_size
