@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import anyio
 
 from bridge import logs
-from bridge.app import Running, serve
+from bridge.app import serve
 from bridge.commands.terminal import run_async
 from bridge.config import Config, load
 from bridge.receiver import Receiver, receive, sentence
@@ -44,20 +45,28 @@ def demo() -> None:
 async def played() -> None:
     """Play the recordings once, and stay up until SIGINT or SIGTERM."""
     stop = anyio.Event()
+
+    def say(text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            stop.set()
+
     share = files("bridge") / "share"
     with as_file(share) as folder, tempfile.TemporaryDirectory(prefix="bridge-demo-") as store:
         recordings = [folder / "recorded" / name for name in RECORDINGS]
         world = World({TOKEN: ALL}, entities=entities_in(path.read_bytes() for path in recordings))
         async with (
             serve_standin(world) as upstream,
-            receive(on_delivery=lambda got: print(sentence(got.body, got.rule), flush=True)) as receiver,
+            receive(on_delivery=lambda got: say(sentence(got.body, got.rule))) as receiver,
             anyio.create_task_group() as tasks,
         ):
             config = configured(folder / "demo.yaml", Path(store), upstream.url, receiver)
             tasks.start_soon(until_interrupted, stop)
-            tasks.start_soon(traffic, world, folder / "recorded", stop, receiver)
-            await serve(config, stop, introduce)
-            print(f"\n{len(receiver.deliveries)} deliveries arrived. Next: bridge --help", flush=True)
+            tasks.start_soon(traffic, world, folder / "recorded", stop, receiver, say)
+            await serve(config, stop, lambda running: say(INTRO.format(url=running.url)))
+            say(f"\n{len(receiver.deliveries)} deliveries arrived. Next: bridge --help")
             tasks.cancel_scope.cancel()
 
 
@@ -84,24 +93,22 @@ def is_free(port: int) -> bool:
     return True
 
 
-def introduce(running: Running) -> None:
-    print(INTRO.format(url=running.url), flush=True)
-
-
 async def until_interrupted(stop: anyio.Event) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             stop.set()
 
 
-async def traffic(world: World, folder: Path, stop: anyio.Event, receiver: Receiver) -> None:
+async def traffic(
+    world: World, folder: Path, stop: anyio.Event, receiver: Receiver, say: Callable[[str], None]
+) -> None:
     """Each recording at its own speed; then, on a terminal, quiet until Ctrl-C."""
     with anyio.move_on_after(None if sys.stdout.isatty() else IN_A_PIPE):
         await until(lambda: bool(world.subscriptions))
         async with anyio.create_task_group() as players:
             for name, speed in RECORDINGS.items():
                 players.start_soon(play_fresh, world, folder / name, speed)
-        print(f"\nThe recordings have ended; {len(receiver.deliveries)} deliveries so far.", flush=True)
+        say(f"\nThe recordings have ended; {len(receiver.deliveries)} deliveries so far.")
         await anyio.sleep_forever()
     stop.set()
 
