@@ -84,10 +84,8 @@ class Tally:
     """What metrics show; moved here, read by whoever owns the metrics."""
 
     phases: Counter[tuple[str, Phase]]
-    silent: Counter[str]
     flaps: Counter[str]
     late: Counter[str]
-    suppressed: Counter[tuple[str, str]]
 
 
 class Alerting:
@@ -97,7 +95,7 @@ class Alerting:
         self.redact = redact
         self.alerts = AlertSet(())
         self.silences: dict[str, Silence] = {}
-        self.tally = Tally(Counter(), Counter(), Counter(), Counter(), Counter())
+        self.tally = Tally(Counter(), Counter(), Counter())
         self.now = 0
         """The server's clock at the last tick."""
         self._overlap = 10 * SECOND
@@ -190,15 +188,15 @@ class Alerting:
         """What alerts see of *event*; nothing has changed yet."""
         return self.alerts.sights(event, self.redact)
 
-    def observe(self, source: str, sights: Iterable[Sight], now: int) -> None:
-        """Note what came by *source*; *now* is the server's clock."""
+    def observe(self, source: str, sights: Iterable[Sight], now: int, *, only_known: bool = False) -> None:
+        """Note what came by *source*; *now* is the server's clock. *only_known*: nobody new is watched."""
         for alert, key, seen in sights:
             if self.alerts.by_name.get(alert.name) is not alert:
                 continue  # a reload came in between
             tracks = self._tracks[alert.name]
             track = tracks.get(key)
             if track is None:
-                if seen.role == "gone":
+                if seen.role == "gone" or only_known:
                     continue
                 track = tracks[key] = new_track(alert)
                 self.tally.phases[alert.name, "inactive"] += 1
@@ -356,8 +354,6 @@ class Alerting:
                 self._active[alert.name].add(key)
 
     def _count(self, alert: Alert, change: Change) -> None:
-        if alert.kind == "absent" and "firing" in (change.phase, change.was):
-            self.tally.silent[alert.by] += 1 if change.phase == "firing" else -1
         if isinstance(alert.spec, State) and change.was == "pending" and change.phase == "inactive":
             self.tally.flaps[alert.by] += 1
 
@@ -443,6 +439,14 @@ class Alerting:
                 if any(not member.told for member in group.members.values()):
                     group.flush = min(group.flush or self.now, max(self.now, group.flush or 0))
                     self._touch(name, key, group)
+
+    def silent(self) -> Counter[str]:
+        """How many are missed, by what their alert goes by."""
+        found: Counter[str] = Counter()
+        for alert in self.alerts.alerts:
+            if alert.kind == "absent":
+                found[alert.by] += self.tally.phases[alert.name, "firing"]
+        return found
 
     def current(self) -> list[Current]:
         """All that is pending or firing, with why nobody is told of it."""

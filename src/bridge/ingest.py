@@ -125,11 +125,13 @@ class Ingest:
                     found = next(looked)
                     if reading.event.name == GAP:
                         self.alerting.gap(reading.source, reading.event)
-                    if found and next(fresh):
+                    is_new: bool = next(fresh) if found else False
+                    if is_new:
                         self.alerting.observe(reading.source, found, self._server_ns(reading.received))
                 case Reconciled():
                     now = self._server_ns(0.0)
-                    self.alerting.observe(reading.source, self.alerting.look(reading.event), now)
+                    found = self.alerting.look(reading.event)
+                    self.alerting.observe(reading.source, found, now, only_known=reading.only_known)
                 case Tick():
                     notices += map(notification, self.alerting.tick(reading.now_ns, reading.unsettled))
         return notices

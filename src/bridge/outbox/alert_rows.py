@@ -29,7 +29,7 @@ def read(db: sqlite3.Connection) -> list[tuple[str, str, str, bytes]]:
 
 
 def supersede(tx: Transaction, batch: Batch) -> Mapping[tuple[str, str], int]:
-    """Of the notifications of one key only the newest waits; the others are dropped, rule and sink to count."""
+    """Of notifications with one key only the newest waits; the others are dropped: rule and sink to count."""
     keys = {
         (route.sink, route.supersedes, intake.received)
         for intake in batch.intakes

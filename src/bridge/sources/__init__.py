@@ -42,10 +42,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What the server said when asked, in the shape of an event: only alerts look at it."""
+    """What the server said when asked, in the shape of an event: only alerts look at it.
+
+    *only_known*: and only those that have seen its entity before.
+    """
 
     source: str
     event: Event
+    only_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from bridge.decode import Malformed
 from bridge.event import Entity, Event
 from bridge.metrics import Metrics
 from bridge.own import own_event
-from bridge.sources import Arrival, Reading, Started
+from bridge.sources import Arrival, Reading, Reconciled, Started
 
 log = structlog.get_logger()
 
@@ -29,6 +29,8 @@ class Feed:
         self.now = now
         self._rng = rng
         self._garbled = False
+        self.is_blocked = False
+        """The buffer is full: what was read is not handed over yet."""
 
     async def event(self, event: Event, cursors: Mapping[str, int], *, sparse: bool = False) -> None:
         received = self.now()
@@ -48,6 +50,9 @@ class Feed:
         told = own_event(name, ns=at, rng=self._rng, entities=entities, data={"source": self.name, **data})
         await self._send(Arrival(self.name, told, self.now()))
 
+    async def reconciled(self, reading: Reconciled) -> None:
+        await self._send(reading)
+
     def malformed(self, frame: Malformed) -> None:
         self.metrics.source_frame_errors.labels(self.name).inc()
         if not self._garbled:
@@ -60,5 +65,9 @@ class Feed:
             self.into.send_nowait(reading)
         except anyio.WouldBlock:
             began = anyio.current_time()
-            await self.into.send(reading)
+            self.is_blocked = True
+            try:
+                await self.into.send(reading)
+            finally:
+                self.is_blocked = False
             self.metrics.source_blocked.labels(self.name).inc(anyio.current_time() - began)
