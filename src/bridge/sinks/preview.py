@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.render import Template, slack_escape
+from bridge.sinks.alertmanager import AlertmanagerConfig
+from bridge.sinks.alertmanager_state import notified, posted, posted_once
 from bridge.sinks.mqtt import MqttConfig, composer, status_topic
 from bridge.sinks.registry import SinkConfig
 from bridge.sinks.slack import SlackConfig
@@ -49,6 +53,10 @@ def _rendered(config: SinkConfig, delivery: Delivery, hosts: Mapping[str, str]) 
         case SlackConfig():
             text = Template(config.text, slack_escape, labels=None).render(delivery)
             yield Preview(sink, identifier, config.channel or "", {}, text)
+        case AlertmanagerConfig():
+            at = int(delivery.received * 1e9)
+            alerts = [posted(each, at) for each in notified(delivery)] or [posted_once(delivery, at)]
+            yield Preview(sink, identifier, "", {}, _text(msgspec.json.encode(alerts)))
 
 
 def _text(body: bytes) -> str:
