@@ -118,7 +118,7 @@ def flush(
         group.flush = int(muted * SECOND)
         return []
     held = {each: why for each in group.members if (why := _held(group.members[each], suppressed, each))}
-    seen = {each: member for each, member in group.members.items() if each not in held}
+    seen = {each: member for each, member in sorted(group.members.items()) if each not in held}
     firing = {each: member for each, member in seen.items() if not member.ends}
     is_new = any(bool(member.ends) or not member.told for member in seen.values())
     notices: list[Notice] = []

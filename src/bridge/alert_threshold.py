@@ -97,6 +97,11 @@ def counts(spec: Threshold, core: Core, at: int) -> tuple[int, int]:
     return sum(each[0] for each in inside), sum(each[1] for each in inside)
 
 
+def inside(spec: Threshold, core: Core, at: int) -> int:
+    """How many count in the window that ends at *at*, as far as they are kept."""
+    return counts(spec, core, at)[0] if spec.ratio is not None else int(value(spec, core, at))
+
+
 def value(spec: Threshold, core: Core, at: int) -> float:
     """What a notification shows: the ratio, or how many there were, as far as they are kept."""
     if spec.ratio is not None:

@@ -104,9 +104,8 @@ class Alerting:
         self._groups: dict[str, dict[str, Group]] = {}
         self._active: dict[str, set[str]] = {}
         self._blind: dict[str, list[BlindSpot]] = {}
-        self._due: list[tuple[int, int, str, str]] = []
-        self._flushes: list[tuple[int, int, str, str]] = []
-        self._pushed = 0
+        self._due: list[tuple[int, str, str]] = []
+        self._flushes: list[tuple[int, str, str]] = []
         self._parked: list[tuple[str, str]] = []
         self._unsettled: Unsettled = {}
         self._dirty: dict[Row, None] = {}
@@ -277,7 +276,7 @@ class Alerting:
         due += [self._flushes[0][0]] if self._flushes else []
         return min(due, default=None)
 
-    def _run(self, due: int, _number: int, name: str, key: str) -> None:
+    def _run(self, due: int, name: str, key: str) -> None:
         alert, track = self.alerts.by_name.get(name), self._tracks.get(name, {}).get(key)
         if alert is None or track is None or track.scheduled != due:
             return
@@ -308,8 +307,7 @@ class Alerting:
         due = max(due, after + 1)
         if not track.scheduled or due < track.scheduled:
             track.scheduled = due
-            self._pushed += 1
-            heapq.heappush(self._due, (due, self._pushed, alert.name, key))
+            heapq.heappush(self._due, (due, alert.name, key))
 
     def _forget(self, name: str, key: str) -> None:
         track = self._tracks[name].pop(key)
@@ -375,10 +373,9 @@ class Alerting:
     def _schedule_flush(self, name: str, key: str, group: Group) -> None:
         if group.flush is not None and (not group.scheduled or group.flush < group.scheduled):
             group.scheduled = group.flush
-            self._pushed += 1
-            heapq.heappush(self._flushes, (group.flush, self._pushed, name, key))
+            heapq.heappush(self._flushes, (group.flush, name, key))
 
-    def _flush(self, due: int, _number: int, name: str, key: str) -> list[Notice]:
+    def _flush(self, due: int, name: str, key: str) -> list[Notice]:
         alert, group = self.alerts.by_name.get(name), self._groups.get(name, {}).get(key)
         if alert is None or group is None or group.scheduled != due:
             return []

@@ -228,9 +228,17 @@ def _take(alert: Alert, track: Track, seen: Observation, at: int, kind: Any, bli
     track.is_gone = False
     track.heard = seen.heard or track.heard
     if kind.take(alert.spec, track.core, seen, at, blind):
-        keeps = CAUSES if kind is alert_threshold else 1
-        track.causes = [*track.causes, seen.cause][-keeps:]
+        track.causes = [*track.causes, seen.cause][-_causes(alert, track, at) :]
         track.data = seen.data
+
+
+def _causes(alert: Alert, track: Track, at: int) -> int:
+    """How many events are the cause: of a threshold those in the window, else the last."""
+    if not (
+        isinstance(alert.spec, alert_threshold.Threshold) and isinstance(track.core, alert_threshold.Core)
+    ):
+        return 1
+    return max(1, min(CAUSES, alert_threshold.inside(alert.spec, track.core, at)))
 
 
 def _move(track: Track, level: Level | None, at: int, hold: int) -> Iterator[Change]:
