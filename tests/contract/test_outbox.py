@@ -569,3 +569,63 @@ async def test_nothing_to_do_is_no_mistake(outbox: Outbox) -> None:
     accepted = await outbox.accept(Batch())
     assert (accepted.fresh, accepted.sinks) == ((), frozenset())
     await outbox.settle([])
+
+
+async def test_a_sink_remembers_what_it_wants(opened: Opened, outbox: Outbox) -> None:
+    """Rows of its own, replaced and forgotten by key, over a crash too."""
+    await outbox.keep("ops", {"a": b'{"ts":"1"}', "b": b"2"})
+    await outbox.keep("crm", {"a": b"3"})
+    await outbox.keep("ops", {"a": b"4", "b": None, "c": b"5"})
+    async for each in now_and_after_a_crash(opened):
+        assert await each.recall("ops") == {"a": b"4", "c": b"5"}
+        assert await each.recall("crm") == {"a": b"3"}
+        assert await each.recall("lamp") == {}
+
+
+async def test_what_is_fresh_is_told_beforehand(outbox: Outbox) -> None:
+    """As `accept` would say it: known, delivered long ago, still waiting, twice in one batch; nothing changes."""
+    await outbox.accept(batch(intake("known", CRM), intake("waits", CRM), intake("unmatched")))
+    await outbox.settle([done((await due(outbox))[0])])
+    for at in (NOW, NOW + DEDUP, NOW + DEDUP + 1):
+        asked = [intake(each, CRM, at=at) for each in ("known", "waits", "unmatched", "new", "new", "known")]
+        told = await outbox.fresh(asked)
+        assert told == (at > NOW + DEDUP, False, True, True, False, False)
+        assert await outbox.fresh(asked) == told
+    assert (await outbox.accept(batch(*asked))).fresh == told
+
+
+async def test_what_alerts_remember_is_kept(opened: Opened, outbox: Outbox) -> None:
+    """Written with the events that caused it, replaced, forgotten, and there after a crash."""
+    row, other = ("track", "gateway-down", "gateway:gw-1"), ("group", "gateway-down", "")
+    await outbox.accept(Batch([intake("u1", CRM)], alerts={row: b'{"since":1}', other: b"{}"}))
+    await outbox.accept(Batch(alerts={row: b'{"since":2,"name":"\xc3\xa9"}', other: None}))
+    async for each in now_and_after_a_crash(opened):
+        assert await each.alert_states() == [(*row, b'{"since":2,"name":"\xc3\xa9"}')]
+
+
+async def test_a_newer_notification_takes_the_place_of_one_that_waits(opened: Opened, outbox: Outbox) -> None:
+    """Of the same key and sink, counted as dropped; also within one batch, and not for other keys."""
+    first = Route("gateway-down", "crm", None, "gateway-down gw-1")
+    other = Route("gateway-down", "crm", None, "gateway-down gw-2")
+    accepted = await outbox.accept(batch(intake("n1", first), intake("o1", other)))
+    assert not accepted.superseded
+    accepted = await outbox.accept(batch(intake("n2", first), intake("n3", first)))
+    assert accepted.superseded == {("gateway-down", "crm"): 2}
+    async for each in now_and_after_a_crash(opened):
+        assert await ids_due(each) == ["o1", "n3"]
+        assert each.sink_totals()["crm"] == SinkTotals(accepted=4, dropped=2, waiting=2)
+        trace = await each.trace("n1")
+        assert trace is not None
+        assert [delivery.state for delivery in trace.deliveries] == ["dropped"]
+
+
+async def test_what_waits_can_be_looked_through(outbox: Outbox) -> None:
+    """In the order received, in pages, by sink and by rule."""
+    await outbox.accept(batch(*(intake(f"u{n}", CRM, OPS, Route("s", "crm")) for n in range(2))))
+    found = await outbox.waiting(None, None, limit=100)
+    assert [(each.unique_id, each.sink, each.rule) for each in found] == [
+        *(("u0", "crm", "r"), ("u0", "ops", "r"), ("u0", "crm", "s")),
+        *(("u1", "crm", "r"), ("u1", "ops", "r"), ("u1", "crm", "s")),
+    ]
+    rest = await outbox.waiting("crm", "r", after=found[0].row, limit=100)
+    assert [each.unique_id for each in rest] == ["u1"]

@@ -231,6 +231,14 @@ class Outbox(Protocol):
         """All that alerts remember: part, alert, key and JSON."""
         ...
 
+    async def recall(self, sink: str) -> Mapping[str, bytes]:
+        """What *sink* wants to know after a restart: its rows of JSON by key."""
+        ...
+
+    async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None:
+        """Put *rows* of *sink* in the place of those with their keys; None forgets one."""
+        ...
+
     async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
         """Up to *limit* deliveries for *sink* due at *now*, oldest due first, but not the rows *taken*.
 

@@ -115,6 +115,11 @@ def cursors(db: sqlite3.Connection, source: str) -> dict[str, int]:
     return dict(db.execute("SELECT identifier, time_ns FROM cursors WHERE source = ?", (source,)).fetchall())
 
 
+def memory(db: sqlite3.Connection, sink: str) -> dict[str, bytes]:
+    rows = db.execute("SELECT key, value FROM sink_memory WHERE sink = ?", (sink,))
+    return {key: value.encode() for key, value in rows}
+
+
 def oldest(db: sqlite3.Connection, sink: str) -> float | None:
     """Rows are in the order in which events came."""
     found = db.execute(OLDEST, (sink,)).fetchone()

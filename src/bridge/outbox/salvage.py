@@ -37,6 +37,7 @@ SMALL = {
     "totals": ("kind", "name", "what"),
     "sinks": ("name",),
     "alert_states": ("part", "alert", "key"),
+    "sink_memory": ("sink", "key"),
 }
 
 DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})

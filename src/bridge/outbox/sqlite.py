@@ -181,6 +181,9 @@ class SqliteReader:
     async def alert_states(self) -> list[tuple[str, str, str, bytes]]:
         return await self.read(alert_rows.read)
 
+    async def recall(self, sink: str) -> Mapping[str, bytes]:
+        return await self.read(lambda db: queries.memory(db, sink))
+
     async def oldest(self, sink: str) -> float | None:
         return await self.read(lambda db: queries.oldest(db, sink))
 
@@ -295,6 +298,9 @@ class SqliteOutbox(SqliteReader):
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         await self._writer.write(lambda tx: tx.settlements.extend(settlements))
+
+    async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None:
+        await self._writer.write(lambda tx: transactions.keep(tx.db, sink, rows))
 
     async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
         await self._writer.write(lambda tx: transactions.set_pause(tx, sink, pause, now))

@@ -93,6 +93,13 @@ CREATE TABLE alert_states (
     PRIMARY KEY (part, alert, key)
 ) WITHOUT ROWID;
 
+CREATE TABLE sink_memory (
+    sink TEXT NOT NULL,
+    key TEXT NOT NULL,  -- the sink's own
+    value TEXT NOT NULL, -- JSON
+    PRIMARY KEY (sink, key)
+) WITHOUT ROWID;
+
 CREATE TABLE totals (
     kind TEXT NOT NULL, -- source, sink or store
     name TEXT NOT NULL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
@@ -335,6 +335,18 @@ def failure_of(outcome: Outcome) -> tuple[str, int | None, str, str]:
         return "", outcome.status, "", ""
     failure = outcome.failure
     return failure.reason, failure.status, failure.error, failure.response
+
+
+def keep(db: sqlite3.Connection, sink: str, rows: Mapping[str, bytes | None]) -> None:
+    """What *sink* has to know after a restart; None for what it need not know any more."""
+    db.executemany(
+        "INSERT OR REPLACE INTO sink_memory VALUES (?, ?, ?)",
+        [(sink, key, value.decode()) for key, value in rows.items() if value is not None],
+    )
+    db.executemany(
+        "DELETE FROM sink_memory WHERE sink = ? AND key = ?",
+        [(sink, key) for key, value in rows.items() if value is None],
+    )
 
 
 def set_pause(tx: Transaction, sink: str, pause: PauseState | None, now: float) -> None:

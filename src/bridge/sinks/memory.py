@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 Firing: TypeAlias = Callable[[], Collection[tuple[str, str]] | None]
@@ -19,6 +20,28 @@ class Memory(Protocol):
     async def keep(self, rows: Mapping[str, bytes | None]) -> None:
         """Put *rows* in the place of those with their keys; None forgets one."""
         ...
+
+
+class Store(Protocol):
+    """Where the rows of all sinks are: an outbox."""
+
+    async def recall(self, sink: str) -> Mapping[str, bytes]: ...
+
+    async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The memory of *sink* in *store*."""
+
+    store: Store
+    sink: str
+
+    async def recall(self) -> Mapping[str, bytes]:
+        return await self.store.recall(self.sink)
+
+    async def keep(self, rows: Mapping[str, bytes | None]) -> None:
+        await self.store.keep(self.sink, rows)
 
 
 class Fleeting:
