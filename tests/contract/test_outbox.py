@@ -583,7 +583,7 @@ async def test_a_sink_remembers_what_it_wants(opened: Opened, outbox: Outbox) ->
 
 
 async def test_what_is_fresh_is_told_beforehand(outbox: Outbox) -> None:
-    """As `accept` would say it: known, delivered long ago, still waiting, twice in one batch; nothing changes."""
+    """As `accept` would say it of known, waiting and new ones, also twice in one batch; nothing changes."""
     await outbox.accept(batch(intake("known", CRM), intake("waits", CRM), intake("unmatched")))
     await outbox.settle([done((await due(outbox))[0])])
     for at in (NOW, NOW + DEDUP, NOW + DEDUP + 1):

@@ -220,7 +220,10 @@ class OutboxStories(RuleBasedStateMachine):
             if crash == "after":
                 self.model.accept(batch)
             return
+        all_matched = all(each.matched for each in intakes)
+        told = self.run(self.opened.outbox.fresh(intakes)) if all_matched else None
         accepted = self.run(self.opened.outbox.accept(batch))
+        assert told in (None, accepted.fresh)
         if self.comes_back():
             return
         before = self.model.copy()

@@ -28,7 +28,7 @@ from bridge.outbox.file import (
 )
 from bridge.outbox.sqlite import Overflow, SqliteOutbox, open_outbox, open_readonly
 from bridge.outbox.verify import verify
-from tests.contract.outboxes import CRM, NOW, Power, batch, done, due, ids_due, intake
+from tests.contract.outboxes import CRM, NOW, Power, batch, dead, done, due, ids_due, intake
 
 pytestmark = pytest.mark.anyio
 
@@ -184,9 +184,13 @@ async def test_a_store_of_every_released_schema_is_brought_up_to_date(tmp_path: 
     async with store(path) as outbox:
         assert await ids_due(outbox) == ["waits", "later"]
         assert await ids_due(outbox, "ops") == ["waits"]
-        assert (await outbox.accept(batch(intake("delivered", CRM)))).fresh == (False,)
+        assert (await outbox.accept(batch(intake("delivered", CRM), intake("new", CRM)))).fresh == (
+            False,
+            True,
+        )
+        await outbox.settle([dead((await due(outbox))[-1])])
         assert await outbox.cursors("eu1") == {"application plant-a": 1_795_468_146_000_000_000}
-        assert outbox.sink_totals()["crm"].accepted == 4
+        assert outbox.sink_totals()["crm"].accepted == 5
         assert await verify(outbox) == []
         trace = await outbox.trace("dead")
         assert trace is not None

@@ -92,14 +92,15 @@ async def test_traces_go_first(tmp_path: Path) -> None:
         assert trace.deliveries == ()
 
 
-async def test_the_fullest_sink_pays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("healthy", "full"), [(OPS, CRM), (CRM, OPS)])
+async def test_the_fullest_sink_pays(tmp_path: Path, healthy: Route, full: Route) -> None:
     """A dead sink costs a healthy one nothing."""
     async with store(tmp_path / "bridge.db", max_size=4 * MIB) as outbox:
-        await fill(outbox, range(100), OPS)
-        await fill(outbox, range(100, 4000), CRM)
-        assert outbox.sink_totals()["crm"].dropped > 1000
-        assert outbox.sink_totals()["ops"].dropped == 0
-        assert len(await ids_due(outbox, "ops", NOW + 9999)) == 100
+        await fill(outbox, range(100), healthy)
+        await fill(outbox, range(100, 4000), full)
+        assert outbox.sink_totals()[full.sink].dropped > 1000
+        assert outbox.sink_totals()[healthy.sink].dropped == 0
+        assert len(await ids_due(outbox, healthy.sink, NOW + 9999)) == 100
         assert await verify(outbox) == []
 
 

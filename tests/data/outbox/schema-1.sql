@@ -1,6 +1,13 @@
 -- A small store of schema 1: one delivery that waits at two sinks, one put off, one dead, one delivered.
 BEGIN TRANSACTION;
 
+CREATE TABLE alert_states (
+    part TEXT NOT NULL, -- track, group, silence or blind
+    alert TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state TEXT NOT NULL, -- JSON
+    PRIMARY KEY (part, alert, key)
+) WITHOUT ROWID;
 CREATE TABLE attempts (
     delivery INTEGER NOT NULL, -- its row
     number INTEGER NOT NULL,
@@ -49,11 +56,12 @@ CREATE TABLE deliveries (
     tried_since REAL,                  -- Delivery.tried_since
     first REAL,                        -- first attempt
     error TEXT NOT NULL DEFAULT '',    -- of the last attempt
+    supersedes TEXT,                   -- of a notification: a newer one with this key takes its place
     PRIMARY KEY (sink, id)
 ) WITHOUT ROWID;
-INSERT INTO "deliveries" VALUES('crm',1048576,'r',NULL,1,1795468146.0,NULL,NULL,'');
-INSERT INTO "deliveries" VALUES('crm',2097152,'r',NULL,2,1795468146.0,1795468146.0,1795468146.0,'HTTP 500');
-INSERT INTO "deliveries" VALUES('ops',1048577,'r',NULL,1,1795468146.0,NULL,NULL,'');
+INSERT INTO "deliveries" VALUES('crm',1048576,'r',NULL,1,1795468146.0,NULL,NULL,'',NULL);
+INSERT INTO "deliveries" VALUES('crm',2097152,'r',NULL,2,1795468146.0,1795468146.0,1795468146.0,'HTTP 500',NULL);
+INSERT INTO "deliveries" VALUES('ops',1048577,'r',NULL,1,1795468146.0,NULL,NULL,'',NULL);
 CREATE TABLE events (
     id INTEGER PRIMARY KEY,
     unique_id TEXT NOT NULL,
@@ -84,6 +92,12 @@ CREATE TABLE settled (
     at REAL NOT NULL
 );
 INSERT INTO "settled" VALUES(4194304,'r','crm','delivered',1795468146.25);
+CREATE TABLE sink_memory (
+    sink TEXT NOT NULL,
+    key TEXT NOT NULL,  -- the sink's own
+    value TEXT NOT NULL, -- JSON
+    PRIMARY KEY (sink, key)
+) WITHOUT ROWID;
 CREATE TABLE sinks (
     name TEXT PRIMARY KEY,
     paused REAL NOT NULL DEFAULT 0, -- seconds of pauses that have ended
@@ -114,6 +128,7 @@ INSERT INTO "totals" VALUES('source','eu1','received',4);
 INSERT INTO "totals" VALUES('store','','events',4);
 CREATE INDEX deliveries_due ON deliveries (sink, due, id) WHERE due IS NOT NULL;
 CREATE INDEX deliveries_order ON deliveries (sink, order_key, id) WHERE order_key IS NOT NULL;
+CREATE INDEX deliveries_supersedes ON deliveries (sink, supersedes, id) WHERE supersedes IS NOT NULL;
 CREATE INDEX dead_letters_last ON dead_letters (last);
 CREATE INDEX attempts_delivery ON attempts (delivery);
 PRAGMA user_version=1;
