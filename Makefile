@@ -1,15 +1,23 @@
-# make demo | test | lint | bench: each sets up what it needs, in .venv and (Debian, root) through apt.
+# make demo | test | slow | lint | bench: each sets up what it needs, in .venv and (Debian, root) through apt.
 
-.PHONY: demo test lint bench clean
+PYTEST = .venv/bin/python -m pytest -q
+
+.PHONY: demo test slow lint bench clean
 
 demo: .venv/.run
 	@exec .venv/bin/bridge demo
 
-# Quick tests first; then the simulation, then real servers and kill -9.
+# Quick tests first; then the simulation, real servers and kill -9. What compares timings runs alone.
 test: .venv/.dev
 	@.ci/servers
-	.venv/bin/python -m pytest -q -m "not sim and not integration and not slow" tests/unit tests/contract
-	.venv/bin/python -m pytest -q -m "sim or integration" tests
+	$(PYTEST) -n auto -m "not sim and not integration and not slow" tests/unit tests/contract
+	$(PYTEST) -n auto -m "(sim or integration) and not slow and not alone" tests
+	$(PYTEST) -m "alone and not slow" tests
+
+# Minutes each: soak, a hundred thousand cases, a clean root file system.
+slow: .venv/.dev
+	@.ci/servers
+	$(PYTEST) -m slow tests
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
