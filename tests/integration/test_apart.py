@@ -17,7 +17,7 @@ from bridge.standin import ALL, World, serve
 from tests.integration.process import running, until_connected
 from tests.recordings import documents
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.alone, pytest.mark.timeout(180)]
 
 TOKEN = "NNSXS.AAAAAAAA.BBBBBBBB"
 EVENTS = 400

@@ -263,6 +263,7 @@ async def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(90)
 async def test_the_commands(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """list, show, check, verify, export and import, for people and for pipes."""
     listed = bridge(folder, "queue", "list", "--json")
