@@ -53,6 +53,8 @@ class Group(msgspec.Struct, omit_defaults=True, gc=False):
     told: int = 0
     """When it was first told as firing."""
     escalated: bool = False
+    held: bool = False
+    """Was somebody kept back when it was looked at last? Then it is looked at when silences change."""
     scheduled: int = 0
     """Where it stands in the engine's heap; meaningless on disk."""
 
@@ -118,6 +120,7 @@ def flush(
         group.flush = int(muted * SECOND)
         return []
     held = {each: why for each in group.members if (why := _held(group.members[each], suppressed, each))}
+    group.held = bool(held)
     seen = {each: member for each, member in sorted(group.members.items()) if each not in held}
     firing = {each: member for each, member in seen.items() if not member.ends}
     is_new = any(bool(member.ends) or not member.told for member in seen.values())
@@ -153,7 +156,7 @@ def _escalates(alert: Alert, group: Group) -> int:
 def _sinks(alert: Alert, group: Group) -> tuple[str, ...]:
     if not group.escalated:
         return alert.send
-    return tuple(dict.fromkeys((*alert.send, *alert.grouping.escalate_to)))
+    return alert.tells
 
 
 def _was_told(group: Group, seen: Mapping[str, Member], now: int, is_firing: bool) -> None:

@@ -32,7 +32,7 @@ from bridge.alerts import (
     value_of,
 )
 from bridge.alertset import AlertSet, Sight
-from bridge.event import KINDS, Entity, Event, nanoseconds
+from bridge.event import KINDS, Entity, Event, nanoseconds, rfc3339
 from bridge.silences import KEEP, Silence, silenced_until
 
 Part: TypeAlias = Literal["track", "group", "silence", "blind"]
@@ -428,14 +428,16 @@ class Alerting:
         return again
 
     def silence(self, silence: Silence) -> None:
-        """Add *silence*, or put it in the place of the one with its id; who it concerns is looked at anew."""
+        """Add *silence*, or put it in the place of the one with its id; it is stored already.
+
+        Who was silenced until now is looked at anew.
+        """
         self.silences[silence.id] = silence
-        self._dirty["silence", "", silence.id] = None
         for name, groups in self._groups.items():
             for key, group in groups.items():
-                if any(not member.told for member in group.members.values()):
-                    group.flush = min(group.flush or self.now, max(self.now, group.flush or 0))
-                    self._touch(name, key, group)
+                if group.held:
+                    group.flush = self.now
+                    self._schedule_flush(name, key, group)
 
     def silent(self) -> Counter[str]:
         """How many are missed, by what their alert goes by."""
@@ -456,6 +458,16 @@ class Alerting:
                 reason = held.reason if held else ""
                 found.append(Current(alert.name, key, track.phase, track.since, labels, reason))
         return found
+
+
+def as_object(each: Current) -> dict[str, object]:
+    """*each* as `/api/alerts` and `alerts list --json` show it."""
+    return {**each._asdict(), "since": rfc3339(each.since), "labels": dict(each.labels)}
+
+
+def silence_row(silence: Silence) -> dict[Row, bytes]:
+    """What is stored of *silence*."""
+    return {("silence", "", silence.id): msgspec.json.encode(silence)}
 
 
 def _names(alert: Alert, key: str) -> frozenset[str]:

@@ -117,6 +117,11 @@ class Alert:
     def kind(self) -> str:
         return type(self.spec).__name__.lower()
 
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """All the sinks it may send to."""
+        return tuple(dict.fromkeys((*self.send, *self.grouping.escalate_to)))
+
     def patterns(self) -> Iterator[Matcher]:
         """All blocks, those inside `any` too."""
         for matcher in (*self.matchers.values(), *([self.unless] if self.unless else [])):

@@ -45,6 +45,17 @@ class Result:
         return self.error is None and not self.differences
 
     @property
+    def file(self) -> str:
+        return self.alert.file
+
+    @property
+    def line(self) -> int:
+        return self.test.line
+
+    def lines(self) -> Iterator[str]:
+        return difference(self)
+
+    @property
     def title(self) -> str:
         about = f" ({self.test.description})" if self.test.description else ""
         return f"{self.alert.name}, test {self.number}{about}"
@@ -88,7 +99,7 @@ def played(
     """
     engine = Alerting()
     engine.configure(alerts, overlap)
-    ordered = sorted(events, key=lambda each: each.time_ns)
+    ordered = sorted({each.unique_id: each for each in events}.values(), key=lambda each: each.time_ns)
     now = ordered[0].time_ns if ordered else 0
     for event in ordered:
         yield from _until(engine, event.time_ns - 1)

@@ -59,6 +59,7 @@ def lint(files: Sequence[RuleFile], catalogue: Catalogue, *, followed: Collectio
 def unused_sinks(files: Sequence[RuleFile], sinks: Mapping[str, Mistake]) -> list[Mistake]:
     """*sinks* nobody sends to; each comes with the place to name."""
     used = {name for file in files for rule in file.rules for name in rule.send}
+    used |= {name for file in files for alert in file.alerts for name in alert.tells}
     return [place for name, place in sinks.items() if name not in used]
 
 

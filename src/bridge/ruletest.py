@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from xml.etree import ElementTree  # only ever written
 
 from bridge.errors import FrameError
@@ -33,9 +34,43 @@ class Result:
         return self.error is None and sorted(self.sent) == sorted(self.test.sends)
 
     @property
+    def file(self) -> str:
+        return self.rule.file
+
+    @property
+    def line(self) -> int:
+        return self.test.line
+
+    def lines(self) -> Iterator[str]:
+        return difference(self)
+
+    @property
     def title(self) -> str:
         about = f" ({self.test.description})" if self.test.description else ""
         return f"{self.rule.name}, test {self.number}{about}"
+
+
+class Tested(Protocol):
+    """The result of a test, of a rule or an alert: what a report needs of it."""
+
+    @property
+    def file(self) -> str: ...
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def passed(self) -> bool: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+    def lines(self) -> Iterator[str]:
+        """The lines that tell of a failure."""
+        ...
 
 
 Recorded = Callable[[Rule, Example], Event]
@@ -73,31 +108,31 @@ def difference(result: Result) -> Iterator[str]:
         yield "  because all of it matches"
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[Tested]) -> str:
     failed = sum(not result.passed for result in results)
     return f"{len(results) - failed} passed, {failed} failed"
 
 
-def junit(results: Sequence[Result]) -> str:
+def junit(results: Sequence[Tested]) -> str:
     """*results* as JUnit XML, one suite a rule file."""
     root = ElementTree.Element("testsuites", _counts(results))
-    for file in dict.fromkeys(result.rule.file for result in results):
-        of_file = [result for result in results if result.rule.file == file]
+    for file in dict.fromkeys(result.file for result in results):
+        of_file = [result for result in results if result.file == file]
         suite = ElementTree.SubElement(root, "testsuite", {"name": file, **_counts(of_file)})
         for result in of_file:
-            place = {"file": file, "line": str(result.test.line)}
+            place = {"file": file, "line": str(result.line)}
             case = ElementTree.SubElement(
                 suite, "testcase", {"classname": file, "name": _clean(result.title), **place}
             )
             if not result.passed:
-                first, *rest = difference(result)
+                first, *rest = result.lines()
                 kind = "failure" if result.error is None else "error"
                 ElementTree.SubElement(case, kind, {"message": _clean(first)}).text = _clean("\n".join(rest))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _counts(results: Sequence[Result]) -> dict[str, str]:
+def _counts(results: Sequence[Tested]) -> dict[str, str]:
     errors = sum(result.error is not None for result in results)
     failures = sum(not result.passed for result in results) - errors
     return {"tests": str(len(results)), "failures": str(failures), "errors": str(errors)}

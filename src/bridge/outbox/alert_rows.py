@@ -23,8 +23,10 @@ def write(db: sqlite3.Connection, states: Mapping[AlertRow, bytes | None]) -> No
     )
 
 
-def read(db: sqlite3.Connection) -> list[tuple[str, str, str, bytes]]:
-    rows = db.execute("SELECT part, alert, key, state FROM alert_states").fetchall()
+def read(db: sqlite3.Connection, part: str | None) -> list[tuple[str, str, str, bytes]]:
+    rows = db.execute(
+        "SELECT part, alert, key, state FROM alert_states WHERE part = ifnull(?, part)", (part,)
+    ).fetchall()
     return [(part, alert, key, state.encode()) for part, alert, key, state in rows]
 
 
