@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from bridge.event import Entity, Kind, rfc3339
 from bridge.own import identifier
 
 SECOND = 1_000_000_000
+_rows = itertools.count(1)
 
 
 def notification(
@@ -61,7 +63,9 @@ def notification(
         "unique_id": f"alert-{alert}-{key}-{since}-{number}",
     }
     event = decode.event(msgspec.json.encode(document))
-    return Delivery(number, delivery_id(event.unique_id, alert, sink), event, "alerts", alert, sink, 1, at)
+    return Delivery(
+        next(_rows), delivery_id(event.unique_id, alert, sink), event, "alerts", alert, sink, 1, at
+    )
 
 
 def member(

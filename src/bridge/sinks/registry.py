@@ -42,7 +42,7 @@ def open_sink(
         case MqttConfig():
             return open_mqtt(name, config, now=now, hosts=hosts, suffix=suffix)
         case SlackConfig():
-            return open_slack(name, config, now=now)
+            return open_slack(name, config, now=now, memory=memory)
         case AlertmanagerConfig():
             every = None if suffix else EVERY
             return open_alertmanager(name, config, now=now, memory=memory, firing=firing, every=every)

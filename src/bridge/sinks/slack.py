@@ -1,14 +1,15 @@
 """The slack sink: one message a delivery, by an incoming webhook or by the Web API (`chat.postMessage`).
 
 Slack takes about one message a second for a channel. What comes faster than `rate_limit` is folded into a
-digest: one message that says how many there were and which.
+digest: one message that says how many there were and which. By the Web API alerts have threads
+(`slack_threads`); an incoming webhook knows none.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -24,9 +25,11 @@ from bridge.retry import retry_after
 from bridge.sinks import BatchLimits, guard
 from bridge.sinks.batch import batch_id, by_halves
 from bridge.sinks.http import Answer, HttpUrl, SecretUrl, Target, post, target
+from bridge.sinks.memory import Fleeting, Memory
 from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
-from bridge.sinks.slack_answers import judged
+from bridge.sinks.slack_answers import document, judged, word
+from bridge.sinks.slack_threads import Said, Threads
 from bridge.tls import TlsConfig, context
 
 API = "https://slack.com/api"
@@ -91,8 +94,17 @@ class _Message:
 
 
 class Slack:
+    """*editing* is `chat.update`, for alerts whose threads *memory* knows; None with an incoming webhook."""
+
     def __init__(
-        self, name: str, config: SlackConfig, to: Target, now: Callable[[], float], pace: Pace
+        self,
+        name: str,
+        config: SlackConfig,
+        to: Target,
+        now: Callable[[], float],
+        pace: Pace,
+        editing: Target | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.name = name
         self.max_in_flight = config.max_in_flight
@@ -105,6 +117,11 @@ class Slack:
         self._to = to
         self._now = now
         self._pace = pace
+        self._editing = editing
+        self._threads: Threads | None = None
+        if editing is not None and config.channel is not None:
+            kept = Fleeting() if memory is None else memory
+            self._threads = Threads(name, config.channel, kept, self._edit)
 
     async def send(self, delivery: Delivery) -> Outcome:
         message = self._rendered(delivery)
@@ -143,17 +160,34 @@ class Slack:
 
     async def _post(self, messages: Sequence[_Message]) -> Outcome:
         """One message for all of *messages*."""
+        if self._threads is None:
+            return (await self._say(messages)).outcome
+        told = [(message.delivery, message.text) for message in messages]
+        return await self._threads.tell(told, lambda thread: self._say(messages, thread))
+
+    async def _say(self, messages: Sequence[_Message], thread: str | None = None) -> Said:
         ids = [message.delivery.id for message in messages]
         text = messages[0].text if len(messages) == 1 else digest(messages)
-        document: dict[str, Any] = {"text": text}
+        body: dict[str, Any] = {"text": text}
         if self._channel is not None:
-            document |= {"channel": self._channel, "metadata": metadata(ids)}
-        headers = self._headers | {"webhook-id": batch_id(ids)}
-        answer = await post(self._to, msgspec.json.encode(document), headers)
+            body |= {"channel": self._channel, "metadata": metadata(ids)}
+        if thread is not None:
+            body["thread_ts"] = thread
+        return await self._call(self._to, body, {"webhook-id": batch_id(ids)})
+
+    async def _edit(self, channel: str, ts: str, text: str) -> Said:
+        assert self._editing is not None  # noqa: S101  # only threads edit
+        return await self._call(self._editing, {"channel": channel, "ts": ts, "text": text}, {})
+
+    async def _call(self, to: Target, body: dict[str, Any], headers: dict[str, str]) -> Said:
+        answer = await post(to, msgspec.json.encode(body), self._headers | headers)
         if not isinstance(answer, Answer):
-            return answer
+            return Said(answer)
         wait = retry_after(answer.retry_after, self._now())
-        return judged(answer.status, answer.body, wait, web_api=self._channel is not None)
+        outcome = judged(answer.status, answer.body, wait, web_api=self._channel is not None)
+        told = document(answer.body)
+        channel, ts = (str(told.get(key, "")) for key in ("channel", "ts"))
+        return Said(outcome, word(told), channel, ts)
 
 
 def metadata(ids: Sequence[str]) -> dict[str, Any]:
@@ -192,25 +226,35 @@ def shortened(text: str) -> str:
 
 
 @asynccontextmanager
-async def open_slack(name: str, config: SlackConfig, *, now: Callable[[], float]) -> AsyncIterator[Slack]:
+async def open_slack(
+    name: str, config: SlackConfig, *, now: Callable[[], float], memory: Memory | None = None
+) -> AsyncIterator[Slack]:
     """The sink of *config*; raises StartError for a certificate that cannot be used.
 
     The guard is for `api_url`. A webhook's URL is a secret the operator was given: it may lead to a
-    private server such as Mattermost, but not to a cloud's metadata.
+    private server such as Mattermost, but not to a cloud's metadata. *memory* is for the threads of alerts.
     """
-    if config.webhook_url:
-        url, policy = config.webhook_url.get_secret_value(), guard.Policy(allow_private=True)
-    else:
-        url = f"{(config.api_url or API).rstrip('/')}/chat.postMessage"
+    async with AsyncExitStack() as stack:
+
+        async def at(url: str, policy: guard.Policy) -> Target:
+            secrets = [config.token.get_secret_value()] if config.token else [url, urlsplit(url).path]
+            opened = target(
+                url,
+                policy,
+                limit=config.max_in_flight,
+                timeout=config.timeout,
+                tls=context(config.tls),
+                proxy=config.proxy.get_secret_value() if config.proxy else None,
+                hidden=[each for each in secrets if len(each) > 1],
+            )
+            return await stack.enter_async_context(opened)
+
+        pace = Pace(config.rate_limit, BURST)
+        if config.webhook_url:
+            to = await at(config.webhook_url.get_secret_value(), guard.Policy(allow_private=True))
+            yield Slack(name, config, to, now, pace)
+            return
+        api = (config.api_url or API).rstrip("/")
         policy = guard.policy(config.allow_private_networks, config.allow_networks)
-    secrets = [config.token.get_secret_value()] if config.token else [url, urlsplit(url).path]
-    async with target(
-        url,
-        policy,
-        limit=config.max_in_flight,
-        timeout=config.timeout,
-        tls=context(config.tls),
-        proxy=config.proxy.get_secret_value() if config.proxy else None,
-        hidden=[each for each in secrets if len(each) > 1],
-    ) as to:
-        yield Slack(name, config, to, now, Pace(config.rate_limit, BURST))
+        to, editing = [await at(f"{api}/{method}", policy) for method in ("chat.postMessage", "chat.update")]
+        yield Slack(name, config, to, now, pace, editing, memory)

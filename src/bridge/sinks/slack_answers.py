@@ -6,11 +6,12 @@ and of "Web API" in Slack's documentation. A word not listed is tried again late
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
-from bridge.delivery import Delivered, Failure, Outcome, Pause, Reason, Rejected, RetryLater
+from bridge.delivery import RESPONSE_LIMIT, Delivered, Failure, Outcome, Pause, Reason, Rejected, RetryLater
 from bridge.retry import http_outcome
 
 NO_HEADER = 30.0  # seconds to pause when Slack limits us and names no time (it documents that it always does)
@@ -111,28 +112,32 @@ SERVER = frozenset(
 KNOWN = LIMITED | AUTH | SINK | MESSAGE | SERVER
 
 
+SCALAR = r'"(?:[^"\\]|\\.)*"|true|false|null|-?[0-9.]+'
+MEMBER = re.compile(rf'[{{,]\s*"(\w+)"\s*:\s*({SCALAR})(?=\s*,)')
+
+
 def judged(status: int, body: str, wait: float | None, *, web_api: bool) -> Outcome:
     """The outcome of one answer; *wait* is its `Retry-After` in seconds, *body* its beginning.
 
     HTTP 200 is success only with the body `ok` (incoming webhook) or `"ok":true` (Web API).
     """
-    answer = _document(body)
+    answer = document(body)
     if status == 200 and (answer.get("ok") is True if web_api else body.strip() == "ok"):
         return Delivered(status)
-    word = _word(answer, body)
-    if word is None:
+    said = _word(answer, body)
+    if said is None:
         return _unspoken(status, body, wait)
 
     def failure(reason: Reason) -> Failure:
-        return Failure(reason, f"Slack says {word}", status, body)
+        return Failure(reason, f"Slack says {said}", status, body)
 
-    if word in LIMITED:
+    if said in LIMITED:
         return Pause(failure("rate_limited"), NO_HEADER if wait is None else wait)
-    if word in AUTH:
+    if said in AUTH:
         return Pause(failure("auth"))
-    if word in SINK:
+    if said in SINK:
         return Pause(failure("client_error"))
-    if word in MESSAGE:
+    if said in MESSAGE:
         return Rejected(failure("client_error"))
     return RetryLater(failure("server_error"))
 
@@ -144,15 +149,35 @@ def _unspoken(status: int, body: str, wait: float | None) -> Outcome:
     return http_outcome(status, response=body, retry_after=wait)
 
 
-def _document(body: str) -> dict[str, Any]:
+def document(body: str) -> dict[str, Any]:
+    """The answer's members; of one that was cut off (it repeats the message) those at its beginning."""
     try:
         found = msgspec.json.decode(body)
     except msgspec.MsgspecError:
-        return {}
+        return _beginning(body) if len(body.encode(errors="replace")) >= RESPONSE_LIMIT else {}
     return found if isinstance(found, dict) else {}
+
+
+def _beginning(body: str) -> dict[str, Any]:
+    """The plain members with which *body* begins."""
+    found: dict[str, Any] = {}
+    at = 0
+    while body.startswith("{") and (member := MEMBER.match(body, at)):
+        try:
+            found[member[1]] = msgspec.json.decode(member[2])
+        except msgspec.MsgspecError:
+            break
+        at = member.end()
+    return found
+
+
+def word(answer: dict[str, Any]) -> str:
+    """The error word in *answer*, known or not; '' without one."""
+    found = answer.get("error", "")
+    return found if isinstance(found, str) else ""
 
 
 def _word(answer: dict[str, Any], body: str) -> str | None:
     """The error word Slack gave, if it is one we know: only those are shown."""
-    word = answer.get("error", body.strip())
-    return word if isinstance(word, str) and word in KNOWN else None
+    said = answer.get("error", body.strip())
+    return said if isinstance(said, str) and said in KNOWN else None
