@@ -36,6 +36,8 @@ class Store:
     arrivals: list[Arrival] = field(default_factory=list)
 
     def take(self, reading: Reading) -> None:
+        if not isinstance(reading, Arrival | Started):
+            return
         for identifier, at in reading.cursors.items():
             if isinstance(reading, Started):
                 self.cursors.setdefault(identifier, at)
@@ -68,7 +70,11 @@ class Rig:
 
     @asynccontextmanager
     async def following(
-        self, identifiers: Sequence[dict[str, str]], names: Sequence[str] = (), **options: object
+        self,
+        identifiers: Sequence[dict[str, str]],
+        names: Sequence[str] = (),
+        needed: Sequence[frozenset[str]] | None = None,
+        **options: object,
     ) -> AsyncIterator[TtsSource]:
         """The source running, with what it reads going into `store`, until the context is left."""
         config = TtsSourceConfig.model_validate(
@@ -89,6 +95,7 @@ class Rig:
             rng=random.Random(0),
             names=names,
             propagates=propagates(),
+            needed=needed,
         )
         send, receive = anyio.create_memory_object_stream[Reading](math.inf)
 

@@ -61,7 +61,7 @@ async def test_from_goes_back_for_a_new_identifier() -> None:
         it = rig()
         happened(it.world, UP, APP, at=virtual_clock() - 7 * 3600)
         happened(it.world, UP, APP, at=virtual_clock() - 5 * 3600)
-        async with it.following(PLANT_A, **{"from": start}):
+        async with it.following(PLANT_A, **{"from": start}):  # type: ignore[arg-type]  # a keyword
             await started(it)
             await anyio.sleep(5)
         assert len(it.store.ids) == expected, start
@@ -336,3 +336,22 @@ async def test_a_device_stream_is_asked_for_by_both_its_ids() -> None:
         await until(lambda: mine in it.store.ids)
     assert it.upstream.openings[0].entities == (device,)
     assert "device:plant-a/meter-01" in it.store.cursors
+
+
+async def test_other_names_than_before_are_no_gap() -> None:
+    """What proved continuity is not asked for any more: the ids beside the cursors prove nothing."""
+    it = rig()
+    async with it.following(PLANT_A):
+        await started(it)
+        await anyio.sleep(20)
+        for _ in range(20):
+            happened(it.world, "application.update", APP)
+        await anyio.sleep(1)
+    happened(it.world, UP, APP)
+    for _ in range(2):
+        async with it.following(PLANT_A, names=[UP]):
+            await started(it)
+            await anyio.sleep(60)
+            happened(it.world, UP, APP)
+            await anyio.sleep(20)
+    assert it.store.gaps() == []

@@ -200,8 +200,10 @@ def test_other_errors_change_no_names() -> None:
 # What history proves
 
 
-def shown(*ids: str, known: tuple[str, ...] = ("seen",), already: tuple[str, ...] = ()) -> Evidence:
-    found = Evidence(APP, frozenset(known), 1_000)
+def shown(
+    *ids: str, known: tuple[str, ...] = ("seen",), already: tuple[str, ...] = (), is_break: bool = True
+) -> Evidence:
+    found = Evidence(APP, frozenset(known), 1_000, is_break)
     for number, each in enumerate(ids):
         found.saw(each, 2_000 + number, already=each in already)
     return found
@@ -218,6 +220,16 @@ def test_a_replay_without_it_is_a_gap() -> None:
     assert verdict(shown("a", "b"), 3_000, filtered=False) == "gap"
     assert verdict(shown("a", "b", already=("b",)), 3_000, filtered=False) == "gap"
     assert verdict(shown("a"), INDEX + 1_001, filtered=False) == "unproven"
+
+
+def test_history_read_in_turn_is_a_gap_if_it_was_trimmed_and_the_live_stream_drops_events() -> None:
+    """Trimmed alone is no loss: a busy entity overtakes its history, and the live stream brought it all."""
+    trimmed = shown("a", "b", already=("a", "b"), is_break=False)
+    assert verdict(trimmed, 3_000, filtered=False) == "proven"
+    dropped = shown("a", "b", already=("a",), is_break=False)
+    assert verdict(dropped, 3_000, filtered=False) == "gap"
+    anchored = shown("seen", "b", already=("seen",), is_break=False)
+    assert verdict(anchored, 3_000, filtered=False) == "proven"
 
 
 def test_no_gap_is_claimed_for_an_empty_history() -> None:

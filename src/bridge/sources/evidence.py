@@ -26,38 +26,57 @@ class Evidence:
     """Ids seen before: one of them proves the replay."""
     since: int
     """When the last of them happened."""
+    is_break: bool = True
+    """Was the entity without a live stream? Else its history is read in turn, to find what was dropped."""
     recent: tuple[str, ...] = ()
     """The last ids that moved the cursor when the replay was asked for, and the *cursor* then."""
     cursor: int = 0
     events: int = 0
     """How many had come by then since the reading before."""
+    is_blind: bool = False
+    """Nothing that was seen before can come again: other names are asked for now."""
     first: int = 0
     """The time of the first event replayed."""
     count: int = 0
     proven: bool = False
+    missing: set[str] = field(default_factory=set)
+    """What came by history and, so far, not by the live stream."""
     reached: bool = False
     """Has the newest event that was known come? The rest of this history is news."""
 
     def saw(self, unique_id: str, time_ns: int, *, already: bool) -> None:
-        """The next event of the replay; *already* received before what the replay is to bridge."""
+        """The next event of the replay; *already* received, before the break if there was one.
+
+        After a break, a replay that begins with something seen before it bridges it. In turns that proves
+        nothing: what came before may have been dropped one by one.
+        """
         self.count += 1
         if self.count == 1:
             self.first = time_ns
-            self.proven = already
+            self.proven = already and self.is_break
+        if not already:
+            self.missing.add(unique_id)
         if unique_id in self.known:
             self.proven = True
         if unique_id in self.recent[-1:]:
             self.reached = True
 
+    def came_live(self, unique_id: str) -> None:
+        """The live stream was only later than history."""
+        self.missing.discard(unique_id)
+
 
 def verdict(evidence: Evidence, clock: int, *, filtered: bool) -> Verdict:
     """What follows at *clock* (ns); *filtered*: names that were not asked for count towards a trim unseen.
 
-    No gap is claimed where history came back empty or is older than the server's index. An entity nothing
-    was ever seen of has lost something only if its history is full.
+    Read in turn, history that was trimmed since the last time is a gap if it shows that the live stream
+    drops events. No gap is claimed where history came back empty or is older than the server's index. An
+    entity nothing was ever seen of has lost something only if its history is full.
     """
-    if evidence.proven:
+    if evidence.proven or not (evidence.is_break or evidence.missing):
         return "proven"
+    if evidence.is_blind:
+        return "unproven"
     if not evidence.known:
         if evidence.count >= CERTAIN:
             return "gap"

@@ -21,7 +21,7 @@ from bridge.errors import SourceError
 from bridge.event import Entity, Event
 from bridge.fields import seconds
 from bridge.metrics import Metrics
-from bridge.sources import Reading, SourceStatus
+from bridge.sources import Reading, SourceStatus, Standing
 from bridge.sources.api import Api
 from bridge.sources.discovery import Change, change, described, discover
 from bridge.sources.feed import Feed
@@ -30,8 +30,9 @@ from bridge.sources.heal import Heal
 from bridge.sources.keycheck import KeyCheck
 from bridge.sources.live import SLOW_RETRY, Group, Living
 from bridge.sources.models import TtsSourceConfig
-from bridge.sources.names import Asked, asked
+from bridge.sources.names import Asked, asked, is_changed
 from bridge.sources.plan import LIVE, culprits, group_size, grouped, is_about_entities, key, owner
+from bridge.sources.reconcile import Reconcile
 from bridge.sources.stream import Opened, Streams
 from bridge.sources.upstream import Upstream
 
@@ -59,7 +60,9 @@ class TtsSource:
 
     *cursors* and *recent_ids* read what is stored; *wait* gives the seconds before reconnecting for the nth
     time in a row, from 1; *now* is unix seconds; *names* what rules need, empty for everything. *propagates*
-    says of each name of the catalogue whether applications carry it, *needed* which rights the rules need.
+    says of each name of the catalogue whether applications carry it, *needed* which rights the rules need;
+    *live* is how many identifiers a live stream carries at least. *reconcile*: ask for the state of gateways
+    after a break, for alerts.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class TtsSource:
         rng: random.Random,
         names: Sequence[str] = (),
         propagates: Mapping[str, bool] | None = None,
-        needed: Iterable[str] | None = None,
+        needed: Iterable[frozenset[str]] | None = None,
+        live: int = LIVE,
+        reconcile: bool = False,
     ) -> None:
         self.name = name
         self._config = config
@@ -106,7 +111,9 @@ class TtsSource:
             wait=wait,
             exclude=self._exclude_known,
         )
-        self._key = KeyCheck(api, self._feed, None if needed is None else frozenset(needed))
+        self._live = live
+        self._reconciles = reconcile
+        self._key = KeyCheck(api, self._feed, None if needed is None else tuple(needed))
         self._living = Living(
             self._streams,
             self._heal,
@@ -122,6 +129,7 @@ class TtsSource:
             opened=self._opened,
         )
         self._cursors: dict[str, int] = {}
+        self._is_renamed = False
         self._followed: dict[Entity, Followed] = {}
         self._groups: dict[Group, None] = {}
         self._apart: Group | None = None
@@ -167,19 +175,47 @@ class TtsSource:
             names_refused=self._streams.asked.refused,
         )
 
+    def standing(self) -> Standing:
+        """Unsettled is who no live stream carries, or whose history has not been read since it did."""
+        clock, now = self._streams.clock_ns(), anyio.current_time()
+        if clock is None or not self._is_listed or not self._followed or self._feed.is_blocked:
+            return Standing(clock, None)
+        behind = (
+            entity
+            for entity, each in self._followed.items()
+            if (each.streams == 0 or each.hold > now) and entity not in self._excluded
+        )
+        return Standing(clock, frozenset(behind))
+
     # Running
 
     async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
         self._feed.into = into
         self._cursors = await self._stored_cursors()
+        self._is_renamed = is_changed(self._cursors, self._streams.mark)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._heal.run)
             tasks.start_soon(self._readmit)
             tasks.start_soon(self._check_key)
+            if self._reconciles:
+                tasks.start_soon(self._reconcile().run)
             await self._add(self._scope.named)
             if self._scope.is_open:
                 tasks.start_soon(self._discover)
+
+    def _reconcile(self) -> Reconcile:
+        def standing() -> tuple[int | None, frozenset[Entity] | None]:
+            found = self.standing()
+            return found.clock_ns, found.unsettled
+
+        return Reconcile(
+            self.name,
+            self._api.connection_stats,
+            lambda: [each for each in self._followed if each.kind == "gateway"],
+            standing,
+            self._feed.reconciled,
+        )
 
     async def _server_clock(self) -> int | None:
         clock = await self._key.ask()
@@ -202,7 +238,7 @@ class TtsSource:
         *since* (ns of server time) is where those begin that cannot have existed before.
         """
         new = [
-            Followed.of(each, self._cursors.get(key(each)))
+            Followed.of(each, self._cursors.get(key(each)), has_ids=not self._is_renamed)
             for each in dict.fromkeys(entities)
             if each not in self._followed
         ]
@@ -221,12 +257,12 @@ class TtsSource:
         """Streams for *found*: the first alone, since it tells the rate budget that cuts the others."""
         made: list[Group] = []
         rest = [each.entity for each in found]
-        if len(rest) > LIVE and self._streams.pace.limit is None:
-            first, *others = grouped(rest, LIVE)
+        if len(rest) > self._live and self._streams.pace.limit is None:
+            first, *others = grouped(rest, self._live)
             made.append(self._start(first))
             await made[0].tried.wait()
             rest = [each for group in others for each in group]
-        size = group_size(len(rest), self._streams.pace.limit, self._config.recycle)
+        size = group_size(len(rest), self._streams.pace.limit, self._config.recycle, self._live)
         made += [self._start(each) for each in grouped(rest, size)]
         return made
 
@@ -373,10 +409,11 @@ class TtsSource:
                 if not found.keeps(each):
                     self._forget(each)
             await self._add(found.entities, before and before - YOUNG)
-            listed = now if not found.failed else listed
-            if len(self._groups) > len(self._followed) // LIVE + SPARE_GROUPS and not found.failed:
+            is_whole = all(error.kind == "refused" for error in found.failed.values())
+            listed = now if is_whole else listed
+            if len(self._groups) > len(self._followed) // self._live + SPARE_GROUPS and is_whole:
                 await self._regroup()
-            failures = failures + 1 if found.failed else 0
+            failures = 0 if is_whole else failures + 1
             pause = self._living.wait(failures) if failures else self._config.recycle
             with anyio.move_on_after(min(pause, self._config.recycle)):
                 await self._relist.wait()

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from bridge.event import Entity
+from bridge.sources.evidence import Evidence
 from bridge.sources.plan import key
 
 RECENT = 8  # ids kept beside a cursor, as many as the outbox keeps
@@ -49,16 +50,24 @@ class Followed:
     """What is older is not news to bridge: its cursor, or the server's clock, when following began."""
     floor_ns: int = 0
     """What is older was never wanted: where following began, if this process began it."""
+    is_blind: bool = False
+    """The ids beside its cursor are of events that are no longer asked for."""
+    shown: Evidence | None = None
+    """What is being read of its history in turn."""
     tries: int = 0
     """How often in a row its history came without the newest event known."""
     unproven: bool = False
 
     @classmethod
-    def of(cls, entity: Entity, cursor_ns: int | None) -> Followed:
-        """As it is when the process starts: with a cursor of an earlier one, everything since may be lost."""
+    def of(cls, entity: Entity, cursor_ns: int | None, *, has_ids: bool = True) -> Followed:
+        """As it is when the process starts: with a cursor of an earlier one, everything since may be lost.
+
+        *has_ids*: the ids stored beside the cursor are of events that may come again.
+        """
         found = cls(entity, key(entity), cursor_ns)
         if cursor_ns is not None:
-            found.hold, found.recent, found.lost_at = UNREAD, None, -math.inf
+            found.hold, found.lost_at = UNREAD, -math.inf
+            found.recent, found.is_blind = (None, False) if has_ids else ((), True)
             found.known_ns = found.anchor_ns = cursor_ns
         return found
 
@@ -69,7 +78,7 @@ class Followed:
     def move(self, at_ns: int, unique_id: str) -> None:
         """The cursor moves to *at_ns* because of *unique_id*; never back."""
         self.cursor_ns = max(at_ns, self.cursor_ns or 0)
-        self.recent = (*(self.recent or ()), unique_id)[-RECENT:]
+        self.recent, self.is_blind = (*(self.recent or ()), unique_id)[-RECENT:], False
 
 
 @dataclass(slots=True)

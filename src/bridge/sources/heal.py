@@ -245,6 +245,7 @@ class Heal:
             self.largest_history = max(self.largest_history, shown.count)
             if each.streams == 0 or self._is_doubtful(each, shown):
                 continue
+            each.shown = None
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
             if each.is_unread:
                 self._mended(each, shown, found, opened, clock)
@@ -352,14 +353,19 @@ def evidence(each: Followed) -> Evidence:
     since = each.cursor_ns or 0
     if not each.is_unread:
         since = min(each.anchor_ns, each.read_ns) if each.anchor else each.read_ns
-    return Evidence(
+    missing = each.shown.missing if each.shown is not None and each.tries else set()
+    each.shown = Evidence(
         each.entity,
         frozenset(known or ()),
         since,
+        each.is_unread,
         recent=each.recent or (),
         cursor=each.cursor_ns or 0,
         events=each.events,
+        is_blind=each.is_blind,
+        missing=set(missing),
     )
+    return each.shown
 
 
 def urgency(each: Followed) -> tuple[int, int]:

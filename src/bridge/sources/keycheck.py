@@ -23,22 +23,23 @@ NAMED = 20  # rights or entities a message names
 
 @dataclass(slots=True)
 class Rights:
-    """The rights there were when each was first seen, and which of them are gone.
+    """The rights there were when each was first seen, and which of them are missed.
 
-    *needed* are those the rules need, None for all: losing the right to write costs no event.
+    *needed* holds, for each event that rules want, the rights any of which shows it; None for whatever there
+    was. Losing the right to write costs no event.
     """
 
-    needed: Collection[str] | None = None
+    needed: Collection[frozenset[str]] | None = None
     first: dict[Entity | None, frozenset[str]] = field(default_factory=dict)
     lost: dict[Entity | None, frozenset[str]] = field(default_factory=dict)
 
     def note(self, whose: Entity | None, rights: frozenset[str]) -> None:
         """*rights* of the key itself (None) or on one entity."""
         before = self.first.setdefault(whose, rights)
-        gone = before - rights if self.needed is None else (before - rights) & set(self.needed)
         self.first[whose] = before | rights
+        gone = missed(before, rights, self.needed)
         if gone:
-            self.lost[whose] = frozenset(gone)
+            self.lost[whose] = gone
         else:
             self.lost.pop(whose, None)
 
@@ -52,10 +53,28 @@ class Rights:
         return f"the key has lost rights{where}: {', '.join(rights[:NAMED])}"
 
 
+def missed(
+    before: frozenset[str], now: frozenset[str], needed: Collection[frozenset[str]] | None
+) -> frozenset[str]:
+    """The rights that are gone and without which an event that was seen is seen no more."""
+    if needed is None:
+        return before - now
+    blind = [each for each in needed if shows(before, each) and not shows(now, each)]
+    return frozenset(right for each in blind for right in each if shows(before, {right}))
+
+
+def shows(rights: Collection[str], any_of: Iterable[str]) -> bool:
+    """Is one of *any_of* among *rights*, by itself or in `RIGHT_ALL` or `RIGHT_<KIND>_ALL`?"""
+    return any(
+        each in rights or "RIGHT_ALL" in rights or f"RIGHT_{each.split('_')[1]}_ALL" in rights
+        for each in any_of
+    )
+
+
 class KeyCheck:
     """Asks about the key and tells when it goes bad or good again."""
 
-    def __init__(self, api: Api, feed: Feed, needed: Collection[str] | None = None) -> None:
+    def __init__(self, api: Api, feed: Feed, needed: Collection[frozenset[str]] | None = None) -> None:
         self.problem = ""
         """Why the source is not ready; '' while the key is good, or nobody can say."""
         self._api = api

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import re2
@@ -14,6 +15,7 @@ MANAGED = r"/^gcs\.managed\./"
 """Events of managed gateways come only to those who name them (pkg/events/mux/mux.go in v3.32)."""
 
 OWN = ("bridge.", "notification.")
+MARK = "names:"
 NAME_ERRORS = frozenset({"unknown_event_name", "no_matching_events", "invalid_regexp"})
 """The request names an event this server does not know (pkg/events/pattern.go in v3.32)."""
 
@@ -35,6 +37,20 @@ class Asked:
         return bool(self.names) and self.names != (EVERYTHING,)
 
 
+def mark(names: Iterable[str]) -> str:
+    """Under what a source remembers, beside its cursors, that it asked for *names*.
+
+    Ids kept beside a cursor prove nothing once others are asked for: those events do not come again.
+    """
+    return MARK + hashlib.sha256("\0".join(names).encode()).hexdigest()[:12]
+
+
+def is_changed(cursors: Mapping[str, int], current: str) -> bool:
+    """Were other names asked for when the newest of the marks in *cursors* was made?"""
+    marks = {key: at for key, at in cursors.items() if key.startswith(MARK)}
+    return bool(marks) and max(marks, key=lambda each: marks[each]) != current
+
+
 def asked(wanted: Iterable[str], known: Collection[str] = (), also: Iterable[str] = ()) -> Asked:
     """What to ask for when rules want *wanted* (exact names and `/regex/`, empty for everything).
 
@@ -51,21 +67,30 @@ def is_own(name: str, known: Collection[str]) -> bool:
     if not is_regex(name):
         return name.startswith(OWN)
     text = name.strip("/").lstrip("^(?:").replace("\\", "")
-    return text.startswith(OWN) and not _finds(name.strip("/"), known)
+    return text.startswith(OWN) and not _found(name.strip("/"), known)
 
 
 def is_regex(name: str) -> bool:
     return name.startswith("/") and name.endswith("/")
 
 
-def _finds(text: str, known: Collection[str]) -> bool:
+def matching(names: Iterable[str], known: Collection[str]) -> set[str]:
+    """Which of the *known* names *names* ask for, as the server finds them (pkg/events/pattern.go)."""
+    found: set[str] = set()
+    for name in names:
+        found.update(_found(name.strip("/"), known) if is_regex(name) else {name}.intersection(known))
+    return found
+
+
+def _found(text: str, known: Collection[str]) -> set[str]:
+    """What the expression *text* finds; everything if only the server can say."""
     options = re2.Options()
     options.log_errors = False
     try:
         compiled = re2.compile(text, options)
     except re2.error:
-        return True
-    return any(compiled.search(each) for each in known)
+        return set(known)
+    return {each for each in known if compiled.search(each)}
 
 
 def without(current: Asked, error: SourceError) -> Asked | None:

@@ -66,16 +66,16 @@ def after(cursors: Iterable[int | None], overlap_ns: int) -> int | None:
     return max(0, min(known) - overlap_ns) if known else None
 
 
-def group_size(count: int, openings_per_minute: int | None, recycle: float) -> int:
-    """How many of *count* identifiers a live stream carries.
+def group_size(count: int, openings_per_minute: int | None, recycle: float, live: int = LIVE) -> int:
+    """How many of *count* identifiers a live stream carries: *live*, or more.
 
     Every stream is opened anew each *recycle* seconds; with a rate limit that may use up a quarter of it,
     for the rest is what history is read with.
     """
     if openings_per_minute is None:
-        return LIVE
+        return live
     streams = max(1, int(openings_per_minute * recycle / 60 * LIVE_SHARE))
-    return max(LIVE, -(-count // streams))
+    return max(live, -(-count // streams))
 
 
 def backfill_size(largest_history: int) -> int:

@@ -6,21 +6,21 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, TypeAlias
 
-import msgspec
 import structlog
 import tenacity
 from pydantic import Field
 
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
+from bridge.shared import catalogue
 from bridge.sources import Source
 from bridge.sources.api import Api, HttpApi
 from bridge.sources.follow import TtsSource
 from bridge.sources.http import HttpUpstream, http_client
 from bridge.sources.models import ReplaySourceConfig, TtsSourceConfig, grpc_target
+from bridge.sources.names import matching
 from bridge.sources.notification import NotificationsSourceConfig
 from bridge.sources.notifications import NotificationsSource
 from bridge.sources.replay import ReplaySource
@@ -96,6 +96,7 @@ async def open_source(
             rng=rng,
             names=names if config.names == "auto" else config.names,
             propagates=propagates(),
+            reconcile=True,
         )
 
 
@@ -139,5 +140,11 @@ def opaque(source: str, metrics: Metrics) -> Callable[[str], None]:
 @cache
 def propagates() -> Mapping[str, bool]:
     """The names of the catalogue, each with whether application streams carry it."""
-    text = files("bridge").joinpath("share", "tts_event_names.json").read_bytes()
-    return {each["name"]: each["propagates_to_application"] for each in msgspec.json.decode(text)}
+    return {name: each.propagates_to_application for name, each in catalogue().names.items()}
+
+
+def needed(names: Sequence[str]) -> list[frozenset[str]]:
+    """The rights of each event of the catalogue that *names* ask for, empty for all: any of them shows it."""
+    known = catalogue().names
+    found = matching(names, known) if names else known
+    return [frozenset(known[name].rights) for name in found if known[name].rights]

@@ -21,17 +21,17 @@ from bridge.event import Entity, Event
 from bridge.sources.evidence import Evidence
 from bridge.sources.feed import Feed
 from bridge.sources.followed import Followed, Seen
-from bridge.sources.names import Asked, without
+from bridge.sources.names import Asked, mark, without
 from bridge.sources.pace import Pace
 from bridge.sources.plan import carriers
 from bridge.sources.upstream import Stream, Upstream
 
 log = structlog.get_logger()
 
+SECOND = 1_000_000_000  # ns
 OPENING = 30.0  # seconds in which the server has to send the start event
 QUIET = 2.0  # seconds without an old event after the newest known one
 LONGEST = 60.0  # seconds for one replay: a server part with a slow clock makes old events for ever
-SECOND = 1_000_000_000  # ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,9 @@ class Streams:
         heard: Callable[[Event], None],
     ) -> None:
         self.asked = asked
+        self.mark = mark(asked.names)
+        """Stored with the first event, so that the next process knows what was asked for."""
+        self._is_marked = False
         self.pace = Pace()
         self.seen = Seen(keep)
         self.open_streams: set[Opened] = set()
@@ -244,7 +247,7 @@ class Streams:
         if old:
             opened.last_old = now
         if old and event.time_ns >= (wanted.after or 0):
-            self._testify(opened, event, brought_by)
+            self._testify(opened, event, brought_by, already)
             if event.time_ns < opened.skip_before:
                 return
             if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
@@ -254,22 +257,28 @@ class Streams:
         elif not old and wanted.is_live:
             lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
             self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
+        if already and wanted.is_live:
+            for each in brought_by:
+                if each.shown is not None and each.shown is not wanted.replay.get(each.entity):
+                    each.shown.came_live(event.unique_id)
         if not already:
             self._heard(event)
             for each in brought_by:
                 each.events += 1
                 self._busy(each)
         cursors = self._move(opened, event, brought_by, now) if wanted.is_live else {}
+        if cursors and not self._is_marked:
+            cursors[self.mark], self._is_marked = opened.clock_ns(now), True
         await self._feed.event(event, cursors, sparse=old and is_sparse(event))
 
-    def _testify(self, opened: Opened, event: Event, brought_by: Iterable[Followed]) -> None:
+    def _testify(self, opened: Opened, event: Event, brought_by: Iterable[Followed], already: bool) -> None:
         for each in brought_by:
             evidence = opened.wanted.replay.get(each.entity)
             if evidence is not None:
-                before = each.lost_at if each.is_unread else opened.start
-                evidence.saw(
-                    event.unique_id, event.time_ns, already=self.seen.before(event.unique_id, before)
-                )
+                known = already or event.time_ns <= each.known_ns
+                if evidence.is_break:
+                    known = self.seen.before(event.unique_id, each.lost_at)
+                evidence.saw(event.unique_id, event.time_ns, already=known)
 
     def _recover(self, event: Event, brought_by: Iterable[Followed]) -> None:
         """Count what would have been lost without its history."""
@@ -279,14 +288,18 @@ class Streams:
     def _move(
         self, opened: Opened, event: Event, brought_by: Iterable[Followed], now: float
     ) -> dict[str, int]:
-        """Where cursors move: never past the server's clock, and not while anything still replays."""
-        if now - opened.last_old < self._overlap:
-            return {}
+        """Where cursors move: never past the server's clock, and not while anything still replays.
+
+        While they stand still the ids beside them go on, unless history is unread: it is they that prove it.
+        """
+        is_calm = now - opened.last_old >= self._overlap
         at = min(event.time_ns, opened.clock_ns(now))
-        moving = [each for each in brought_by if each.cursor_ns is not None and now >= each.hold]
-        for each in moving:
-            each.move(at, event.unique_id)
-        return {each.key: at for each in moving}
+        moved: dict[str, int] = {}
+        for each in brought_by:
+            if each.cursor_ns is not None and not each.is_unread:
+                moved[each.key] = at if is_calm and now >= each.hold else each.cursor_ns
+                each.move(moved[each.key], event.unique_id)
+        return moved
 
 
 @asynccontextmanager
