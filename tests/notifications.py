@@ -46,7 +46,7 @@ def notification(
     }
     if ends is not None:
         told["ends"] = rfc3339(int(ends * SECOND))
-    if members is not None:
+    if members is not None and "group" not in more:
         told["group"] = {
             "key": key,
             "labels": {"alertname": alert},

@@ -13,7 +13,7 @@ from bridge import formats_home_assistant as home_assistant
 from bridge import formats_tts
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
-from bridge.event import ids_of
+from bridge.event import Event, ids_of
 from bridge.render import Template, summary
 
 Format: TypeAlias = Literal[
@@ -58,7 +58,7 @@ class Encoder:
                 return Payload(delivery.event.body, JSON, cloudevent_headers(delivery, host))
             return Payload(cloudevent(delivery, host), CLOUDEVENT)
         if self.format == "alertmanager":
-            return self._typed(alertmanager([alert(delivery)], delivery.sink), JSON)
+            return self._typed(alertmanager(alerts(delivery), delivery.sink, *grouped(delivery)), JSON)
         if self.format == "template":
             return self._rendered(delivery)
         body = delivery.event.body if self.format == "event" else self.element(delivery)
@@ -74,7 +74,7 @@ class Encoder:
             case "cloudevents":
                 return cloudevent(delivery, self.hosts.get(delivery.source, delivery.source))
             case "alertmanager":
-                return msgspec.json.encode(alert(delivery))
+                return msgspec.json.encode(alerts(delivery))
             case "tts-v3":
                 return formats_tts.message(delivery.event)[1]
             case "home-assistant":
@@ -85,8 +85,8 @@ class Encoder:
     def many(self, elements: Sequence[bytes], sink: str) -> Payload:
         """A batch: a JSON array; Alertmanager's payload has a place for many of its own."""
         if self.format == "alertmanager":
-            alerts = [msgspec.json.decode(each, type=dict[str, Any]) for each in elements]
-            return self._typed(alertmanager(alerts, sink), JSON)
+            lists = [msgspec.json.decode(each, type=list[dict[str, Any]]) for each in elements]
+            return self._typed(alertmanager([each for found in lists for each in found], sink), JSON)
         body = b"[" + b",".join(elements) + b"]"
         return Payload(body, CLOUDEVENTS) if self.format == "cloudevents" else self._typed(body, JSON)
 
@@ -176,28 +176,71 @@ def cloudevent_headers(delivery: Delivery, host: str) -> dict[str, str]:
 # Alertmanager's webhook payload, version 4: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 
 
-def alert(delivery: Delivery) -> dict[str, Any]:
-    """One alert: a notification's own, or an event that calls for attention by being there."""
+def alerts(delivery: Delivery) -> list[dict[str, Any]]:
+    """The alerts of a notification, those of a group each for itself; or an event, which fires by being."""
     event = delivery.event
-    document = event.document()
-    told = document.get("data")
-    about: dict[str, Any] = told if isinstance(told, dict) and event.name.startswith("bridge.alert.") else {}
+    told = notified(event)
+    if not told:
+        ids = {name: value for name, value in ids_of(event).items() if value and name != "path"}
+        labels = {"alertname": delivery.rule, **ids, "event": event.name}
+        return [_alert(labels, summary(event), event.time, None)]
     resolved = event.name == "bridge.alert.resolved"
-    ids = {name: value for name, value in ids_of(event).items() if value and name != "path"}
-    own = about.get("labels")
-    labels = {"alertname": str(about.get("alert", delivery.rule)), **ids}
-    if not about:
-        labels["event"] = event.name
-    labels |= {str(name): str(value) for name, value in own.items()} if isinstance(own, dict) else {}
+    status = "resolved" if resolved else "firing"
+    about = str(told.get("summary") or summary(event))
+    found = []
+    for each in members(told) or [{**told, "status": status}]:
+        ends = str(each.get("ends") or event.time) if each.get("status") == "resolved" else None
+        found.append(_alert(_labels(each, told), about, str(each.get("since") or event.time), ends))
+    return found
+
+
+def notified(event: Event) -> dict[str, Any]:
+    """The data of a notification; {} of any other event."""
+    told = event.document().get("data") if event.name.startswith("bridge.alert.") else None
+    return told if isinstance(told, dict) else {}
+
+
+def members(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The members of the group that *told*, the data of a notification, is about; [] if it is about one."""
+    group = told.get("group")
+    found = group.get("members") if isinstance(group, dict) else None
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _labels(each: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, str]:
+    own = each.get("labels")
+    named = {"alertname": str(told.get("alert", "alert"))}
+    return named | ({str(key): str(value) for key, value in own.items()} if isinstance(own, dict) else {})
+
+
+def _alert(labels: Mapping[str, str], about: str, since: str, ends: str | None) -> dict[str, Any]:
+    """*ends* None: it goes on."""
     return {
-        "status": "resolved" if resolved else "firing",
+        "status": "firing" if ends is None else "resolved",
         "labels": labels,
-        "annotations": {"summary": str(about.get("summary") or summary(event))},
-        "startsAt": str(about.get("since") or event.time or NOT_ENDED),
-        "endsAt": str(about.get("ends") or event.time) if resolved else NOT_ENDED,
+        "annotations": {"summary": about},
+        "startsAt": since or NOT_ENDED,
+        "endsAt": ends or NOT_ENDED,
         "generatorURL": "",
         "fingerprint": fingerprint(labels),
     }
+
+
+def grouped(delivery: Delivery) -> tuple[dict[str, str] | None, int]:
+    """The labels that make the group of a notification, and how many alerts of it are left out.
+
+    bridge's groups are within an alert. Without `group_by` each key is one, as with Alertmanager's
+    `group_by: ['...']`: receivers that go by the groupKey keep the keys apart.
+    """
+    told = notified(delivery.event)
+    if not told:
+        return None, 0
+    group = told.get("group")
+    if not isinstance(group, dict):
+        return _labels(told, told), 0
+    count = group.get("count")
+    left_out = count - len(members(told)) if isinstance(count, int) else 0
+    return _labels(group, told), max(0, left_out)
 
 
 def fingerprint(labels: Mapping[str, str]) -> str:
@@ -208,16 +251,19 @@ def fingerprint(labels: Mapping[str, str]) -> str:
     return f"{value:016x}"
 
 
-def alertmanager(alerts: Sequence[Mapping[str, Any]], sink: str) -> bytes:
-    """The payload for *alerts*, which share what is common to all of them."""
+def alertmanager(
+    alerts: Sequence[Mapping[str, Any]], sink: str, group: Mapping[str, str] | None = None, left_out: int = 0
+) -> bytes:
+    """The payload for *alerts*, which share what is common to all of them; *group* None: by alertname."""
     labels, annotations = common(alerts, "labels"), common(alerts, "annotations")
-    group = {"alertname": labels["alertname"]} if "alertname" in labels else {}
-    inside = ",".join(f"{name}={msgspec.json.encode(value).decode()}" for name, value in group.items())
+    if group is None:
+        group = {"alertname": labels["alertname"]} if "alertname" in labels else {}
+    inside = ", ".join(f"{name}={msgspec.json.encode(group[name]).decode()}" for name in sorted(group))
     return msgspec.json.encode(
         {
             "version": "4",
             "groupKey": f"{{}}:{{{inside}}}",
-            "truncatedAlerts": 0,
+            "truncatedAlerts": left_out,
             "status": "firing" if any(each["status"] == "firing" for each in alerts) else "resolved",
             "receiver": sink,
             "groupLabels": group,

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from bridge.delivery import Delivered, Pause, Rejected, RetryLater
+from bridge.formats import Encoder
 from bridge.receiver import Receiver, Reply, receive
 from bridge.sinks.alertmanager import Alertmanager, AlertmanagerConfig, open_alertmanager
 from bridge.sinks.memory import Fleeting
@@ -197,3 +198,21 @@ async def test_its_answers_are_judged_like_any_webhooks() -> None:
     assert isinstance(rejected, Rejected)
     assert isinstance(limited, Pause)
     assert limited.seconds == 7
+
+
+async def test_our_webhooks_get_the_payload_its_webhooks_get(tmp_path: Path) -> None:
+    """`format: alertmanager` beside the real thing, of the same alert: the same keys, labels, fingerprint."""
+    fires = notification(since=time.time() - 60, at=time.time())
+    async with receive() as person:
+        with alertmanager(tmp_path, person.url, group_by="'...'") as server:
+            async with opened(server.url) as sink:
+                await sink.send(fires)
+                await until(lambda: len(person.deliveries) == 1, "a message")
+    (theirs,) = told(person)
+    ours = json.loads(Encoder("alertmanager").one(fires).body)
+    assert ours.keys() == theirs.keys()
+    assert ours["alerts"][0].keys() == theirs["alerts"][0].keys()
+    for key in ("version", "groupKey", "groupLabels", "commonLabels", "commonAnnotations", "status"):
+        assert ours[key] == theirs[key], key
+    for key in ("labels", "annotations", "fingerprint", "status"):
+        assert ours["alerts"][0][key] == theirs["alerts"][0][key], key

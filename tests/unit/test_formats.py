@@ -18,6 +18,7 @@ from bridge.errors import RenderError
 from bridge.event import Event, Identifiers
 from bridge.formats import Encoder, Payload, common, fingerprint, is_json
 from bridge.render import Template
+from tests.notifications import member, notification
 from tests.recordings import STREAMS, documents, json_bytes
 
 METER = {"device_ids": {"device_id": "meter-01", "application_ids": {"application_id": "plant-a"}}}
@@ -200,6 +201,43 @@ def test_a_notification_is_its_alert() -> None:
     assert resolved["status"] == "resolved"
     assert resolved["alerts"][0]["endsAt"] == TIME
     assert resolved["alerts"][0]["fingerprint"] == firing["fingerprint"]
+
+
+def test_a_notification_of_one_key_is_a_group_of_its_own() -> None:
+    """Receivers make one incident of one groupKey: two gateways that are down are two."""
+    yard = alerts(Encoder("alertmanager").one(notification(since=0, at=60)))
+    roof = alerts(Encoder("alertmanager").one(notification(key="gw-roof", since=0, at=60)))
+    assert yard["groupKey"] == '{}:{alertname="gateway-down", gateway="gw-yard"}'
+    assert yard["groupLabels"] == {"alertname": "gateway-down", "gateway": "gw-yard"}
+    assert yard["groupKey"] != roof["groupKey"]
+
+
+def test_a_notification_of_a_group_is_its_alerts() -> None:
+    """Each with its own status and times; what the notification leaves out is counted."""
+    told = [member("gw-roof", since=0, site="hall"), member("gw-yard", since=30, ends=50, site="hall")]
+    group = {"key": "site=hall", "labels": {"site": "hall"}, "count": 12, "members": told}
+    delivered = notification(key="site=hall", members=told, since=0, at=60, group=group)
+    read = alerts(Encoder("alertmanager").one(delivered))
+    assert read["groupLabels"] == {"alertname": "gateway-down", "site": "hall"}
+    assert read["groupKey"] == '{}:{alertname="gateway-down", site="hall"}'
+    assert read["commonLabels"] == {"alertname": "gateway-down", "site": "hall"}
+    assert (read["status"], read["truncatedAlerts"]) == ("firing", 10)
+    assert [(each["labels"]["gateway"], each["status"]) for each in read["alerts"]] == [
+        ("gw-roof", "firing"),
+        ("gw-yard", "resolved"),
+    ]
+    assert [each["endsAt"] for each in read["alerts"]] == ["0001-01-01T00:00:00Z", "1970-01-01T00:00:50Z"]
+    assert [each["startsAt"] for each in read["alerts"]] == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:30Z"]
+    element = Encoder("alertmanager").element(delivered)
+    both = alerts(Encoder("alertmanager").many([element, element], "crm"))
+    assert len(both["alerts"]) == 4
+
+
+def test_what_is_resolved_ends_when_it_ended() -> None:
+    """Not when somebody was told."""
+    delivered = notification(status="resolved", since=0, at=60, ends=40)
+    (one,) = alerts(Encoder("alertmanager").one(delivered))["alerts"]
+    assert one["endsAt"] == "1970-01-01T00:00:40Z"
 
 
 def test_a_batch_of_alerts_is_one_payload() -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from bridge.delivery import Delivery
 from bridge.event import nanoseconds, rfc3339
-from bridge.formats import alert
+from bridge.formats import alerts
 
 SECOND = 1_000_000_000
 AHEAD = 240 * SECOND  # how long what fires is believed to fire: four times the interval, as Prometheus has it
@@ -133,7 +133,7 @@ def posted(told: Told, now: int) -> dict[str, Any]:
 
 def posted_once(delivery: Delivery, now: int) -> dict[str, Any]:
     """An event that is no notification: fires by being there, and is over if it does not come again."""
-    found = alert(delivery)
+    found = alerts(delivery)[0]
     since = min(delivery.event.time_ns or now, now)
     return _document(found["labels"], found["annotations"]["summary"], since, now + AHEAD)
 
