@@ -76,6 +76,8 @@ class Ingest:
     appending: frozenset[str] = frozenset()
     """Sinks for which a newer notification does not take the place of one that waits."""
     now: Callable[[], float] = time.time
+    stored: Callable[[Event, str, float, float], None] | None = None
+    """Told of each event with a delivery once it is on disk: the event, its source, when it came, and now."""
     hits: Counter[str] = field(default_factory=Counter)
     """Events each rule matched since the start."""
 
@@ -91,10 +93,11 @@ class Ingest:
             rules = self.rules()
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
             matched = [rules.select(arrival.event) for arrival in arrivals]
+            left_out = [rules.left_out(arrival.event) for arrival in arrivals]
             sights = [self.alerting.look(arrival.event) for arrival in arrivals]
             intakes = [
-                intake(arrival, wanted, self.redactor, self.ordered, is_seen=bool(seen))
-                for arrival, wanted, seen in zip(arrivals, matched, sights, strict=True)
+                intake(arrival, wanted, self.redactor, self.ordered, is_seen=bool(seen or skipped))
+                for arrival, wanted, skipped, seen in zip(arrivals, matched, left_out, sights, strict=True)
             ]
             self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
             notices = await self._judge(taken, intakes, sights)
@@ -106,7 +109,8 @@ class Ingest:
             if not (intakes or states or any(not isinstance(reading, Tick) for reading in taken)):
                 continue
             accepted = await self._store(batch(taken, intakes, states))
-            self._count(matched, accepted)
+            self._count(matched, left_out, accepted)
+            self._trace(intakes, accepted)
             self.alerted(notices, accepted)
             self._tell_overflow(arrivals, accepted)
             self.wake(accepted.sinks)
@@ -141,7 +145,8 @@ class Ingest:
         return self.alerting.now or int(received * 1e9)
 
     def _notified(self, notice: Notification, wanted: Sequence[Rule]) -> Intake:
-        event = self.redactor.redact(notice.event)
+        """Not redacted again: it is made of redacted events, and its own `data.key` is no secret."""
+        event = notice.event
         routes = [
             Route(rule, sink, None, None if sink in self.appending else f"{rule}/{notice.key}")
             for rule, sink in dict.fromkeys((notice.alert, sink) for sink in notice.sinks)
@@ -178,7 +183,17 @@ class Ingest:
         for sink, dropped in accepted.dropped.items():
             self.tell("bridge.outbox.overflow", sink, {"sink": sink, "dropped": dropped})
 
-    def _count(self, matched: Sequence[tuple[Rule, ...]], accepted: Accepted) -> None:
+    def _trace(self, intakes: Sequence[Intake], accepted: Accepted) -> None:
+        if self.stored is None:
+            return
+        now = self.now()
+        for each, is_fresh in zip(intakes, accepted.fresh, strict=True):
+            if is_fresh and each.routes:
+                self.stored(each.event, each.source, each.received, now)
+
+    def _count(
+        self, matched: Sequence[tuple[Rule, ...]], left_out: Sequence[tuple[str, ...]], accepted: Accepted
+    ) -> None:
         fresh = (
             rule.name for wanted, new in zip(matched, accepted.fresh, strict=True) if new for rule in wanted
         )
@@ -186,6 +201,9 @@ class Ingest:
         self.hits.update(counts)
         for name, count in counts.items():
             self.metrics.rule_matches.labels(name).inc(count)
+        for names, new in zip(left_out, accepted.fresh, strict=False):
+            for name in names if new else ():
+                self.metrics.events_dropped.labels(name, "true").inc()
 
 
 def waiting(readings: MemoryObjectReceiveStream[Reading], limit: int) -> list[Reading]:
@@ -209,7 +227,7 @@ def intake(
 ) -> Intake:
     """What is to be stored of *arrival*, which the rules *wanted* match; redacted only if it will be kept.
 
-    *is_seen*: an alert looks at it.
+    *is_seen*: an alert looks at it, or a rule whose `sample` leaves it out.
     """
     if not wanted:
         return Intake(arrival.source, arrival.event, arrival.received, matched=is_seen)

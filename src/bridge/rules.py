@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge.event import Event
@@ -103,6 +103,9 @@ class RuleSet:
         self._wide = wide
         self._names = Names(pattern for rule in rules for each in rule.matchers() for pattern in each.names)
         self._index = index([rule.match for rule in rules])
+        self._samples = {rule.name: rule.sample for rule in rules if rule.sample}
+        whole = tuple(replace(rule, sample=None) for rule in rules if rule.sample)
+        self._whole = RuleSet(whole, wide) if whole else None
 
     @classmethod
     def of(cls, rules: Iterable[Rule], wide: Wide = never) -> RuleSet:
@@ -119,6 +122,13 @@ class RuleSet:
         self._index.find(subject, found)
         candidates = [self.rules[number] for number in sorted(found)]
         return tuple(rule for rule in candidates if rule.mismatch(subject) is None)
+
+    def left_out(self, event: Event) -> tuple[str, ...]:
+        """The names of rules that would want *event* if their `sample` took it."""
+        if self._whole is None:
+            return ()
+        wanted = (rule.name for rule in self._whole.select(event))
+        return tuple(name for name in wanted if not self._samples[name].takes(event.unique_id))
 
     def names(self) -> list[str]:
         """What to ask The Things Stack for, exact names and `/regex/`; empty means everything."""

@@ -136,7 +136,7 @@ class Tracer:
         if isinstance(verdict, Done | Dead):
             error = f"dead letter: {verdict.reason}" if isinstance(verdict, Dead) else ""
             name = f"delivery {delivery.sink}"
-            self._hand_over(name, trace, parent, root, delivery.received, now, about, error)
+            self._hand_over(name, trace, parent, root, delivery.received, max(now, ended), about, error)
 
     def _takes(self, trace: int) -> bool:
         return trace & 0xFFFF_FFFF_FFFF_FFFF < self._limit
