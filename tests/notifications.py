@@ -20,6 +20,7 @@ _rows = itertools.count(1)
 def notification(
     *,
     alert: str = "gateway-down",
+    kind: str = "state",
     key: str = "gw-yard",
     by: Kind = "gateway",
     status: str = "firing",
@@ -35,6 +36,7 @@ def notification(
     """One as the alerts make it; times in unix seconds, *members* as `member` makes them."""
     told: dict[str, Any] = {
         "alert": alert,
+        "kind": kind,
         "key": key,
         "status": status,
         "labels": {"alertname": alert, by: key, **_application(by, key)} if labels is None else labels,

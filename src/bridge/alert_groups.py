@@ -199,6 +199,7 @@ def _notice(
     first = min(about, key=lambda each: (about[each].since, each))
     told: dict[str, Any] = {
         "alert": alert.name,
+        "kind": alert.kind,
         "key": key,
         "status": status,
         "labels": labels,

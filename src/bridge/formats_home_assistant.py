@@ -113,6 +113,8 @@ class Report:
     state: Mapping[str, Scalar]
     part: str = ""
     """Level below the device's topic for what must not replace its last state."""
+    is_uplink: bool = False
+    """Its values come from the device itself, and are stale while it is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,13 @@ def report(event: Event) -> Report:
     raise RenderError(f"{event.name} is nothing Home Assistant shows: send uplinks, gateway events or alerts")
 
 
-def discovery(about: Report, entity: Entity, state_topic: str, site: Site) -> tuple[str, bytes]:
-    """Topic and payload of the discovery message that makes Home Assistant show *entity*."""
+def discovery(
+    about: Report, entity: Entity, state_topic: str, site: Site, availability: str | None = None
+) -> tuple[str, bytes]:
+    """Topic and payload of the discovery message that makes Home Assistant show *entity*.
+
+    *availability* is the topic that says whether the device is there.
+    """
     unique_id = f"{about.device.id}_{slug(entity.key)}"
     kind = entity.kind
     config: dict[str, Any] = {
@@ -158,8 +165,11 @@ def discovery(about: Report, entity: Entity, state_topic: str, site: Site) -> tu
         "state_class": ("total_increasing" if kind.total else "measurement") if entity.is_number else "",
     }
     config |= {key: value for key, value in optional.items() if value}
-    if site.status_topic:
-        config["availability"] = [{"topic": site.status_topic}]
+    topics = [topic for topic in (site.status_topic, availability) if topic]
+    if topics:
+        config["availability"] = [{"topic": topic} for topic in topics]
+    if len(topics) > 1:
+        config["availability_mode"] = "all"  # the default is "latest": whichever spoke last
     return f"{site.prefix}/{entity.component}/{unique_id}/config", msgspec.json.encode(config)
 
 
@@ -202,7 +212,7 @@ def _uplink(ids: Mapping[str, str], data: Mapping[str, Any], time: str) -> Repor
     own = {key: DECODED.get(key, PLAIN) for key in decoded}
     kinds: dict[str, Kind] = {**own, **{key: NORMALIZED.get(key, PLAIN) for key in normalized}, **RADIO}
     entities = [_entity(key, value, kinds[key]) for key, value in values.items()]
-    return Report(_end_device(ids, uplink), entities, values)
+    return Report(_end_device(ids, uplink), entities, values, is_uplink=True)
 
 
 def _end_device(ids: Mapping[str, str], uplink: Mapping[str, Any]) -> Device:

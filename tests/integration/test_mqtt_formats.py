@@ -17,6 +17,7 @@ from paho.mqtt import publish
 from bridge import decode
 from bridge.delivery import Delivered, Delivery, Rejected
 from bridge.sinks.mqtt import Mqtt, MqttConfig, open_mqtt
+from tests.notifications import notification
 from tests.recordings import STREAMS, documents, json_bytes
 from tests.servers import HOST, Mosquitto, mosquitto
 from tests.subscriber import subscriber
@@ -114,3 +115,19 @@ async def test_home_assistant_is_told_again_when_it_starts(broker: Mosquitto) ->
     assert len(found.messages) == 2 * told + 2
     assert {each.topic for each in again} == {each.topic for each in found.messages[:told]}
     assert [each.user["bridge-delivery"] for each in again if each.topic.endswith("/state")] == [second.id]
+
+
+async def test_who_comes_later_finds_who_is_there(broker: Mosquitto) -> None:
+    """Availability is retained: offline while the alert fires, online again afterwards."""
+    topic = "bridge/availability/{{ ids.path }}"
+    fires = [notification(key=key, since=0, at=60) for key in ("gw-roof", "gw-yard")]
+    ends = notification(key="gw-roof", status="resolved", since=0, at=120, ends=110, number=2)
+    async with sink(broker, availability_topic=topic) as opened:
+        for each in (*fires, ends):
+            assert isinstance(await opened.send(each), Delivered)
+    with subscriber(broker.port, "bridge/availability/#") as found:
+        await until(lambda: len(found.messages) == 2, "both")
+    assert {(each.topic, bytes(each.payload)) for each in found.messages} == {
+        ("bridge/availability/gw-roof", b"online"),
+        ("bridge/availability/gw-yard", b"offline"),
+    }

@@ -25,15 +25,15 @@ from bridge.formats import Encoder
 from bridge.formats_home_assistant import Site
 from bridge.render import Template
 from bridge.sinks import mqtt_address, mqtt_formats
+from bridge.sinks.mqtt_availability import OFFLINE, ONLINE, availability, beside
 from bridge.sinks.mqtt_client import Settings
 from bridge.sinks.mqtt_connection import Connection
-from bridge.sinks.mqtt_formats import Compose, Envelope, HomeAssistant
+from bridge.sinks.mqtt_formats import Availability, Compose, Envelope, HomeAssistant
 from bridge.sinks.mqtt_link import Link
 from bridge.sinks.mqtt_message import LIMIT, Message, properties, topic_name
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
-ONLINE, OFFLINE = b"online", b"offline"
 HOME_TOPIC = "tts/{{ ids.path or 'none' }}/state"
 """Default for Home Assistant: its entities have one topic, whatever the event was."""
 BIRTH_SPREAD = 3.0  # seconds at most before everything is told again: Home Assistant asks for a random delay
@@ -58,6 +58,12 @@ def _status_topic(text: str) -> str:
         status_topic(text, SAMPLE_SINK)
     except RenderError as error:
         raise ValueError(f"{error}; a status topic knows only sink") from None
+    return text
+
+
+def _availability_topic(text: str) -> str:
+    if "ids" not in Template(text, topic_level).uses:
+        raise ValueError("name the device or gateway: such as bridge/availability/{{ ids.path }}")
     return text
 
 
@@ -86,6 +92,9 @@ class MqttConfig(Section):
     topic: Annotated[str, AfterValidator(_topic)] = "tts/{{ ids.path or 'none' }}/{{ event.name }}"
     status_topic: Annotated[str, AfterValidator(_status_topic)] | None = "bridge/{{ sink }}/status"
     """Retained online or offline, the latter by last will too; null for none."""
+    availability_topic: Annotated[str, AfterValidator(_availability_topic)] | None = None
+    """Retained online or offline for each device and gateway, by the alerts of kind state and absent that are
+    sent here; such as bridge/availability/{{ ids.path }}. null for none."""
     qos: Literal[1, 0, 2] = 1
     retain: bool = False
     format: Literal[
@@ -153,12 +162,27 @@ def composer(config: MqttConfig, status: str | None, hosts: Mapping[str, str]) -
     """How *config* makes messages of deliveries; *status* is the topic of the bridge's status."""
     expiry = None if config.message_expiry is None else int(config.message_expiry)
     envelope = Envelope(config.qos, config.retain, config.protocol == 5, expiry)
+    if config.availability_topic is None:
+        return _composer(config, status, hosts, envelope, None)
+    also = availability(Template(config.availability_topic, topic_level, labels=None), envelope)
+    compose = _composer(config, status, hosts, envelope, also)
+    is_told = isinstance(compose, HomeAssistant)
+    return compose if is_told else beside(compose, also, alone=config.format in OWN_TOPICS)
+
+
+def _composer(
+    config: MqttConfig,
+    status: str | None,
+    hosts: Mapping[str, str],
+    envelope: Envelope,
+    also: Availability | None,
+) -> Compose:
     if config.format == "tts-v3":
         return mqtt_formats.tts_v3(config.tenant, envelope)
     if config.format == "home-assistant":
         text = config.topic if "topic" in config.model_fields_set else HOME_TOPIC
         site = Site(config.discovery_prefix, status, version("tts-event-bridge"))
-        return HomeAssistant(Template(text, topic_level, labels=None), site, envelope)
+        return HomeAssistant(Template(text, topic_level, labels=None), site, envelope, also)
     template = Template(config.topic, topic_level, labels=None)
     if config.cloudevents == "binary":
         return mqtt_formats.binary_cloudevents(template, config.encoder(hosts), envelope)
@@ -246,7 +270,7 @@ def settings(
         will=will,
         timeout=config.timeout,
         qos=config.qos,
-        retain=config.retain or births is not None,
+        retain=config.retain or births is not None or config.availability_topic is not None,
         subscribe=f"{config.discovery_prefix}/status" if births else None,
         heard=births.heard if births else None,
     )

@@ -21,6 +21,17 @@ Compose: TypeAlias = Callable[[Delivery], Sequence[Message]]
 
 
 @dataclass(frozen=True, slots=True)
+class Availability:
+    """Of devices and gateways (`mqtt_availability`)."""
+
+    told: Callable[[Delivery], Sequence[Message]]
+    """What a notification says of it; nothing for other events."""
+    online: Callable[[Delivery], Message]
+    """That what the delivery is about is there."""
+    topic: Callable[[Delivery], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """What a sink's messages have in common."""
 
@@ -96,8 +107,15 @@ class HomeAssistant:
     After a restart of bridge everything is news once; the broker has kept the discovery messages meanwhile.
     """
 
-    def __init__(self, template: Template, site: home_assistant.Site, envelope: Envelope) -> None:
+    def __init__(
+        self,
+        template: Template,
+        site: home_assistant.Site,
+        envelope: Envelope,
+        availability: Availability | None = None,
+    ) -> None:
         self._template = template
+        self._availability = availability
         self._site = site
         self._envelope = envelope
         self._discovered: OrderedDict[str, Message] = OrderedDict()
@@ -106,9 +124,18 @@ class HomeAssistant:
     def __call__(self, delivery: Delivery) -> Sequence[Message]:
         about = home_assistant.report(delivery.event)
         topic = self._template.render(delivery) + (f"/{about.part}" if about.part else "")
+        available = self._available(delivery, about)
         found = [self._discovery(delivery, about, entity, topic) for entity in about.entities]
-        news = [message for message in found if not self._is_known(message)]
+        news = [message for message in (*available, *found) if not self._is_known(message)]
         return (*news, self._envelope.put(delivery, topic, home_assistant.state(about)))
+
+    def _available(self, delivery: Delivery, about: home_assistant.Report) -> Sequence[Message]:
+        """A device that is heard is there: without a first word Home Assistant would not show it."""
+        if self._availability is None:
+            return ()
+        if about.is_uplink:
+            return (self._availability.online(delivery),)
+        return self._availability.told(delivery)
 
     def acknowledged(self, messages: Sequence[Message]) -> None:
         """Remember *messages*, which one call made."""
@@ -128,7 +155,8 @@ class HomeAssistant:
         entity: home_assistant.Entity,
         state_topic: str,
     ) -> Message:
-        topic, payload = home_assistant.discovery(about, entity, state_topic, self._site)
+        available = self._availability.topic(delivery) if self._availability and about.is_uplink else None
+        topic, payload = home_assistant.discovery(about, entity, state_topic, self._site, available)
         return self._envelope.put(delivery, topic, payload, retain=True)
 
     def _is_known(self, message: Message) -> bool:
