@@ -77,6 +77,8 @@ class Day:
     carried: list[tuple[float, float, frozenset[Entity]]] = field(default_factory=list)
     """When a stream was open, and for whom."""
     trace: list[str] = field(default_factory=list)
+    live: set[str] = field(default_factory=set)
+    """Ids that live streams brought: within less than it takes to open another."""
     _heard: dict[Entity, list[float]] = field(default_factory=dict)
 
     def publish(self, entity: Entity) -> None:
@@ -141,8 +143,9 @@ class Day:
             for each in self.published:
                 for entity in self.carriers(each):
                     times = self._heard.setdefault(entity, [])
-                    if came.get(each.id, math.inf) - zero - each.at < 1.0:
+                    if came.get(each.id, math.inf) - zero - each.at < 0.009:
                         times.append(each.at)
+                        self.live.add(each.id)
         return self._heard
 
     def carriers(self, event: Published) -> Iterator[Entity]:
@@ -188,9 +191,9 @@ class Day:
 
     def was_dropped(self, event: Published) -> bool:
         """Did the live streams not bring *event* although one was open?"""
-        return any(
-            event.at not in self.heard()[each] and self.carried_seconds(each, event.at, event.at + 1) > 0.9
-            for each in self.carriers(event)
+        self.heard()
+        return event.id not in self.live and any(
+            self.carried_seconds(each, event.at, event.at + 1) > 0.9 for each in self.carriers(event)
         )
 
     def is_in(self, event: Published, gap: dict[str, Any]) -> bool:

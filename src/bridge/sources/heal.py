@@ -245,7 +245,8 @@ class Heal:
             self.largest_history = max(self.largest_history, shown.count)
             if each.streams == 0 or self._is_doubtful(each, shown):
                 continue
-            each.shown = None
+            if each.shown is shown:
+                each.shown = None
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
             if each.is_unread:
                 self._mended(each, shown, found, opened, clock)
@@ -260,6 +261,7 @@ class Heal:
             each.tries = 0
             return False
         each.tries += 1
+        each.shown = shown
         (self._resuming if each.is_unread else self._busy)[each.entity] = each
         self._wake.set()
         return True

@@ -257,7 +257,7 @@ class Streams:
         elif not old and wanted.is_live:
             lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
             self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
-        if already and wanted.is_live:
+        if already and wanted.is_live and not old:
             for each in brought_by:
                 if each.shown is not None and each.shown is not wanted.replay.get(each.entity):
                     each.shown.came_live(event.unique_id)
