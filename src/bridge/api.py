@@ -11,14 +11,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bridge.alerting import as_object as alert_object
+from bridge.alerting import silence_row
 from bridge.errors import BridgeError, ConfigError, FrameError
 from bridge.event import Event, ids_of
 from bridge.explain import explain, read_events
 from bridge.explained import as_object, deliveries
-from bridge.outbox import DeadLetterFilter, SinkTotals, SourceTotals
+from bridge.outbox import Batch, DeadLetterFilter, SinkTotals, SourceTotals
 from bridge.parts import Parts, ready
 from bridge.redact import Redactor
 from bridge.render import summary
+from bridge.silences import Silence, checked
 
 PAGE = 1000  # rows of one answer, at most and by default
 RULES = 50  # rules listed at once
@@ -71,7 +74,29 @@ def api_routes(parts: Parts) -> list[Route]:
         Route("/api/deliveries", waiting),
         *explain_routes(parts),
         *dead_letter_routes(parts),
+        *alert_routes(parts),
     ]
+
+
+def alert_routes(parts: Parts) -> list[Route]:
+    async def alerts(_: Request) -> Response:
+        alerting, now = parts.ingest.alerting, parts.now()
+        silences = [
+            msgspec.to_builtins(each) | {"state": each.state(now)} for each in alerting.silences.values()
+        ]
+        return JSONResponse({"alerts": list(map(alert_object, alerting.current())), "silences": silences})
+
+    async def silence(request: Request) -> Response:
+        """A new one, or another end of one that is there."""
+        try:
+            found = checked(msgspec.json.decode(await request.body(), type=Silence))
+        except (msgspec.DecodeError, ValueError) as error:
+            return JSONResponse({"error": f"not a silence: {error}"}, 400)
+        await parts.outbox.accept(Batch(alerts=silence_row(found)))
+        parts.ingest.alerting.silence(found)
+        return JSONResponse({"id": found.id})
+
+    return [Route("/api/alerts", alerts), Route("/api/silences", silence, methods=["POST"])]
 
 
 def explain_routes(parts: Parts) -> list[Route]:

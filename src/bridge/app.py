@@ -15,15 +15,17 @@ from urllib.parse import urlsplit
 import anyio
 import structlog
 
+from bridge.alert_parts import SECOND
+from bridge.alerting import Alerting
 from bridge.config import Config
 from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
 from bridge.errors import BridgeError, OutboxError, StartError
 from bridge.event import Event
-from bridge.ingest import Ingest
+from bridge.ingest import Ingest, Notification
 from bridge.metrics import Metrics
 from bridge.ops import StoreCollector, admin_app, metrics_app
-from bridge.outbox import Outbox
+from bridge.outbox import Accepted, Outbox
 from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
@@ -32,10 +34,13 @@ from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
+from bridge.sinks.memory import Kept
 from bridge.sinks.registry import SinkConfig, open_sink
 from bridge.sources import Source
 from bridge.sources.registry import SourceConfig, open_source
+from bridge.ticking import Ticks
 from bridge.tls import context
+from bridge.tracing import Tracer, tracing, untraced
 from bridge.web import http, listen, url_of
 
 log = structlog.get_logger()
@@ -43,7 +48,9 @@ log = structlog.get_logger()
 TIDY_EVERY = 30.0  # seconds between rounds of letting go of what is no longer kept
 FIRST_OPEN = 10.0  # seconds in which some source has to open, or `run` exits with 3
 CONNECT_WITHIN = 30.0  # seconds a reloaded source gets to connect before the old one ends
-AT_START = ("outbox", "durability", "dedup_window", "max_size", "overflow", "shutdown_timeout")
+VERSION = version("tts-event-bridge")
+OVERLAP = 10.0  # seconds by which events of a source may be late that has no `overlap`
+AT_START = ("outbox", "durability", "dedup_window", "max_size", "overflow", "shutdown_timeout", "tracing")
 """Keys that a reload does not change, besides the addresses of `admin`."""
 
 Load = Callable[[], Config]
@@ -70,12 +77,13 @@ async def serve(
     nothing waits to be delivered (DESIGN.md §2.2).
     """
     async with AsyncExitStack() as stack:
+        tracer = stack.enter_context(tracing(config.tracing, VERSION))
         listening = stack.enter_context(listen(config.admin.listen, "admin.listen"))
         scraping = None
         if config.admin.metrics_listen:
             scraping = stack.enter_context(listen(config.admin.metrics_listen, "admin.metrics_listen"))
         outbox = await stack.enter_async_context(opened_store(config))
-        app = App(outbox, load)
+        app = App(outbox, load, tracer)
         url = url_of(listening)
         Path(f"{config.outbox_path}.lock").write_text(url)
         await stack.enter_async_context(http(admin_app(app.parts, lambda: app.access), listening))
@@ -87,7 +95,7 @@ async def serve(
 class App:
     """The parts of a running bridge. Only `start` and `reload` change what runs, one at a time."""
 
-    def __init__(self, outbox: Outbox, load: Load | None = None) -> None:
+    def __init__(self, outbox: Outbox, load: Load | None = None, tracer: Tracer | None = None) -> None:
         self.access = Access()
         self.config = Config()
         self.metrics = Metrics()
@@ -95,6 +103,7 @@ class App:
         self.dispatchers = Dispatchers()
         self._outbox = outbox
         self._load = load
+        self._trace = tracer.settled if tracer else untraced
         self._rules = RuleSet.of(())
         self._changing = anyio.Lock()
         redactor = Redactor.of(())
@@ -106,6 +115,9 @@ class App:
             self.metrics,
             self.dispatchers.wake,
             tell=self.report.tell,
+            alerting=Alerting(self._redact),
+            alerted=self._alerted,
+            stored=tracer.stored if tracer else None,
         )
         self._attaching: frozenset[str] = frozenset()
         self._hosts: dict[str, str] = {}
@@ -116,7 +128,7 @@ class App:
             redact=self._redact,
         )
         self.parts = Parts(
-            version=version("tts-event-bridge"),
+            version=VERSION,
             started=time.time(),
             now=time.time,
             metrics=self.metrics,
@@ -134,6 +146,7 @@ class App:
     async def run(self, config: Config, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Run *config* until *stop* is set; *ready* is called once everything is up."""
         failures: list[StartError] = []
+        self.ingest.alerting.load(await self._outbox.alert_states())
         waits = any(totals.waiting for totals in self._outbox.sink_totals().values())
 
         async def start() -> None:
@@ -154,7 +167,7 @@ class App:
             beside.start_soon(start)
             beside.start_soon(self._tidy)
             await flow(
-                [self.sources, self.report],
+                [self.sources, self.report, Ticks(self.sources.running, time.time)],
                 self.ingest,
                 [self.dispatchers],
                 stop,
@@ -185,7 +198,8 @@ class App:
             check_files(new)
             self._tell_unchangeable(old, new)
             names = [rule.name for rule in rules.rules]
-            self.metrics.prepare(sources=new.sources, sinks=new.sinks, rules=names)
+            alerts = {each.name: each.tells for each in new.alert_set.alerts}
+            self.metrics.prepare(sources=new.sources, sinks=new.sinks, rules=names, alerts=alerts)
             self._hosts.clear()
             self._hosts |= tts_hosts(new)
             added = [name for name in new.sinks if name not in self.dispatchers.running]
@@ -195,10 +209,12 @@ class App:
             self._attaching = frozenset(rule.name for rule in rules.rules if rule.attach_related)
             self.ingest.redactor = Redactor.of(new.redact)
             self.ingest.ordered = ordered(new)
+            self.ingest.appending = appending(new)
+            self.ingest.alerting.configure(new.alert_set, int(overlap(new) * SECOND))
             self.access = Access(new.admin.token_value, new.admin.hosts)
             self.config = new
             await self._change_sinks(old, new)
-            await self._change_sources(old, new, rules.names())
+            await self._change_sources(old, new, new.names())
             self.metrics.config_hash.set(int(new.hash[:12] or "0", 16))
             self.metrics.reload_successful.set(1)
             self.metrics.reload_time.set(time.time())
@@ -213,7 +229,7 @@ class App:
 
     async def _change_sources(self, old: Config, new: Config, names: list[str]) -> None:
         """Sources whose config or pushed-down names are others; the new stream opens before the old ends."""
-        same_names = old.rule_set.names() == names
+        same_names = old.names() == names
         for name, source in new.sources.items():
             if name in self.sources.running and old.sources.get(name) == source and same_names:
                 continue
@@ -234,7 +250,10 @@ class App:
     @asynccontextmanager
     async def _open_dispatcher(self, name: str, config: SinkConfig) -> AsyncIterator[Dispatcher]:
         policy = RetryPolicy(config.retry.initial, config.retry.max, config.retry.give_up_after)
-        async with open_sink(name, config, now=time.time, hosts=self._hosts) as sink:
+        memory = Kept(self._outbox, name)
+        async with open_sink(
+            name, config, now=time.time, hosts=self._hosts, memory=memory, firing=self._firing
+        ) as sink:
             yield Dispatcher(
                 attaching(sink, self._related),
                 self._outbox,
@@ -244,7 +263,21 @@ class App:
                 chance=random.random,
                 tell=self.report.tell,
                 adaptive=config.type == "webhook",
+                trace=self._trace,
             )
+
+    def _alerted(self, notices: Sequence[Notification], accepted: Accepted) -> None:
+        for notice in notices:
+            log.info("alert", alert=notice.alert, key=notice.key, status=notice.event.name.rpartition(".")[2])
+            for sink in notice.sinks:
+                self.metrics.notified(notice.alert, sink, "queued")
+        for (alert, sink), count in accepted.superseded.items():
+            self.metrics.notified(alert, sink, "superseded", count)
+
+    def _firing(self) -> frozenset[tuple[str, str]]:
+        return frozenset(
+            (each.alert, each.key) for each in self.ingest.alerting.current() if each.state == "firing"
+        )
 
     def _redact(self, event: Event) -> Event:
         return self.ingest.redactor.redact(event)
@@ -311,3 +344,15 @@ def tts_hosts(config: Config) -> dict[str, str]:
 def ordered(config: Config) -> frozenset[str]:
     """The sinks that deliver one at a time per entity."""
     return frozenset(name for name, sink in config.sinks.items() if getattr(sink, "order", "") == "entity")
+
+
+def appending(config: Config) -> frozenset[str]:
+    """The sinks that want every notification, not only the newest: Alertmanager keeps the state itself."""
+    kinds: dict[str, str] = {name: sink.type for name, sink in config.sinks.items()}
+    return frozenset(name for name, kind in kinds.items() if kind == "alertmanager")
+
+
+def overlap(config: Config) -> float:
+    """Seconds by which events may be late."""
+    found = [getattr(source, "overlap", None) for source in config.sources.values()]
+    return max((each for each in found if each is not None), default=OVERLAP)

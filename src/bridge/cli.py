@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bridge import logs
-from bridge.commands import dead_letters, queue
+from bridge.commands import alerts, dead_letters, queue, silence
 from bridge.commands.catalogue import catalogue
 from bridge.commands.check import check
 from bridge.commands.demo import demo
@@ -21,6 +21,7 @@ from bridge.commands.doctor import doctor
 from bridge.commands.explain import explain
 from bridge.commands.init import init
 from bridge.commands.record import record
+from bridge.commands.replay import replay
 from bridge.commands.run import run
 from bridge.commands.schema import schema
 from bridge.commands.send_test import send_test
@@ -39,11 +40,27 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, check, demo, doctor, init, explain, send_test, trace, verify, record, catalogue, schema):
+for command in (
+    run,
+    check,
+    demo,
+    doctor,
+    init,
+    explain,
+    send_test,
+    trace,
+    verify,
+    record,
+    replay,
+    catalogue,
+    schema,
+):
     app.command()(command)
 app.command("test")(run_tests)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(queue.app, name="queue")
+app.add_typer(silence.app, name="silence")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(queue.app, name="queue")
 
 

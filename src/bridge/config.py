@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Secret
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import references, yamltext
+from bridge.alertset import AlertSet
 from bridge.errors import ConfigError, Mistake
 from bridge.fields import Duration, Section, Size, mistakes, relative_to
 from bridge.overrides import overridden
@@ -20,10 +21,11 @@ from bridge.redact import parse_path
 from bridge.render import labelled
 from bridge.rulefile import RuleFile, clashes
 from bridge.rulefile import parse as parse_rules
-from bridge.rules import RuleSet
+from bridge.rules import RuleSet, upstream_names
 from bridge.shared import catalogue
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.registry import SourceConfig
+from bridge.tracing import TracingConfig
 
 RULES = "rules/*.yaml"
 REDACT = (
@@ -130,10 +132,12 @@ class Config(BaseSettings):
     shutdown_timeout: Annotated[Duration, Field(ge=0)] = 20.0
     redact: tuple[Annotated[str, AfterValidator(_redact)], ...] = REDACT
     """Paths whose values are never stored."""
+    tracing: TracingConfig = TracingConfig()
     admin: AdminConfig = AdminConfig()
     log: LogConfig = LogConfig()
 
     _rules: RuleSet = PrivateAttr(default_factory=lambda: RuleSet.of(()))
+    _alerts: AlertSet = PrivateAttr(default_factory=lambda: AlertSet(()))
     _rule_files: tuple[RuleFile, ...] = ()
     _hash: str = PrivateAttr(default="")
     _files: tuple[Path, ...] = PrivateAttr(default=())
@@ -157,6 +161,14 @@ class Config(BaseSettings):
     @property
     def rule_set(self) -> RuleSet:
         return self._rules
+
+    @property
+    def alert_set(self) -> AlertSet:
+        return self._alerts
+
+    def names(self) -> list[str]:
+        """What `names: auto` asks The Things Stack for: all that rules and alerts need; [] for everything."""
+        return upstream_names([*(rule.match for rule in self._rules.rules), *self._alerts.matchers()])
 
     @property
     def hash(self) -> str:
@@ -208,6 +220,7 @@ def load(path: Path, environ: Mapping[str, str], *, no_secrets: bool = False) ->
         raise ConfigError(found)
     config._rule_files = tuple(rule_files)
     config._rules = RuleSet.of([rule for each in rule_files for rule in each.rules], catalogue().is_int64)
+    config._alerts = AlertSet([alert for each in rule_files for alert in each.alerts], catalogue().is_int64)
     config._files = (
         path,
         *rule_places(document, path.parent),

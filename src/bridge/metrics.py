@@ -5,18 +5,32 @@ Labels are closed sets: names from the config and words from this file, never an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from itertools import product
+from types import MappingProxyType
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from bridge.delivery import REASONS
 
 RECONNECT_REASONS = ("ended", "transient", "rate_limited", "refused", "rejected", "recycle")
+ALERT_STATES: tuple[Literal["pending", "firing"], ...] = ("pending", "firing")
+NOTIFICATION_OUTCOMES = ("queued", "superseded", "delivered", "dead")
+ENTITY_KINDS = ("device", "gateway", "application", "other")
 GAP_CAUSES = ("trimmed", "no_store")
 LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600, 86400),
 )  # seconds: a local broker answers in one millisecond, a dead sink recovers after a day
+
+
+EXEMPLAR_LIMIT = 100  # characters; OpenMetrics 1.0 allows 128 with the label's name
+
+
+def exemplar(unique_id: str) -> dict[str, str] | None:
+    """What leads from a point in a graph to `bridge trace`; None if the id is too long for that."""
+    return {"unique_id": unique_id} if len(unique_id) <= EXEMPLAR_LIMIT else None
 
 
 class Metrics:
@@ -28,6 +42,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._alert_sinks: Mapping[str, Collection[str]] = {}
         source, sink, rule = ("source",), ("sink",), ("rule",)
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
@@ -103,6 +118,28 @@ class Metrics:
         self.rule_errors = counter(
             "bridge_rule_errors_total", "Events the rule could not be judged on.", rule
         )
+        self.events_dropped = counter(
+            "bridge_events_dropped_total",
+            "Events a rule matched and did not send: left out by sample (intentional), or lost.",
+            ("rule", "intentional"),
+        )
+        self.alerts = gauge("bridge_alerts", "Keys of each alert, by state.", ("alert", "state"))
+        self.alert_notifications = counter(
+            "bridge_alert_notifications_total",
+            "Notifications stored, and what became of them.",
+            ("alert", "sink", "outcome"),
+        )
+        self.alert_late = counter(
+            "bridge_alert_late_events_total",
+            "Events that came too late to change the state of an alert.",
+            ("alert",),
+        )
+        self.silent_entities = gauge(
+            "bridge_silent_entities", "Entities that are missed by an alert of kind absent.", ("kind",)
+        )
+        self.entity_flaps = counter(
+            "bridge_entity_flaps_total", "Times something was down and up again before it counted.", ("kind",)
+        )
         self.delivery_failures = counter(
             "bridge_delivery_failures_total", "Attempts that failed, by cause.", ("sink", "reason")
         )
@@ -130,7 +167,13 @@ class Metrics:
         self.outbox_oldest_age = gauge(
             "bridge_outbox_oldest_age_seconds", "Age of the oldest delivery that waits.", sink
         )
+        self.outbox_bytes = gauge(
+            "bridge_outbox_bytes", "The store's bytes, shared out by the rows each sink holds in it.", sink
+        )
         self.store_bytes = gauge("bridge_store_bytes", "Bytes in use: pages and write-ahead log.", ())
+        self.store_limit = gauge("bridge_store_limit_bytes", "max_size.", ())
+        self.store_disk = gauge("bridge_store_disk_bytes", "Size of the file system the store is on.", ())
+        self.store_disk_free = gauge("bridge_store_disk_free_bytes", "What is free on it.", ())
         self.build_info = gauge("bridge_build_info", "Always 1.", ("version",))
         self.config_hash = gauge("bridge_config_hash", "A number made from the running config.", ())
         self.reload_successful = gauge(
@@ -140,8 +183,25 @@ class Metrics:
             "bridge_config_last_reload_success_timestamp_seconds", "When the config was loaded.", ()
         )
 
-    def prepare(self, *, sources: Iterable[str], sinks: Iterable[str], rules: Iterable[str]) -> None:
-        """Make every series of these names, at 0."""
+    def prepare(
+        self,
+        *,
+        sources: Iterable[str],
+        sinks: Iterable[str],
+        rules: Iterable[str],
+        alerts: Mapping[str, Collection[str]] = MappingProxyType({}),
+    ) -> None:
+        """Make every series of these names, at 0; *alerts* with the sinks each may tell."""
+        self._alert_sinks = alerts
+        for alert, told in alerts.items():
+            self.alert_late.labels(alert)
+            for state in ALERT_STATES:
+                self.alerts.labels(alert, state)
+            for sink, outcome in product(told, NOTIFICATION_OUTCOMES):
+                self.alert_notifications.labels(alert, sink, outcome)
+        for kind in ENTITY_KINDS:
+            self.silent_entities.labels(kind)
+            self.entity_flaps.labels(kind)
         for name in sources:
             for metric in (
                 self.source_connected,
@@ -167,6 +227,7 @@ class Metrics:
             self.delivery_latency.labels(name)
             self.end_to_end_latency.labels(name)
             self.outbox_oldest_age.labels(name)
+            self.outbox_bytes.labels(name)
             for reason in REASONS:
                 self.delivery_failures.labels(name, reason)
                 self.sink_paused.labels(name, reason)
@@ -174,3 +235,10 @@ class Metrics:
         for name in rules:
             self.rule_matches.labels(name)
             self.rule_errors.labels(name)
+            for intentional in ("true", "false"):
+                self.events_dropped.labels(name, intentional)
+
+    def notified(self, rule: str, sink: str, outcome: str, count: int = 1) -> None:
+        """Count what became of a notification, if *rule* is an alert that tells *sink*."""
+        if sink in self._alert_sinks.get(rule, ()):
+            self.alert_notifications.labels(rule, sink, outcome).inc(count)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from shutil import disk_usage
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+import anyio.to_thread
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bridge import ui
+from bridge.alertmetrics import publish
 from bridge.api import api_routes
 from bridge.outbox import Outbox, SinkTotals, SourceTotals
 from bridge.parts import Access, Parts, ready
@@ -83,19 +87,37 @@ def routes(parts: Parts) -> list[Route]:
         reasons = ready(parts)
         return PlainTextResponse("\n".join(reasons or ["ok"]) + "\n", 503 if reasons else 200)
 
-    async def metrics(_: Request) -> Response:
-        now = parts.now()
-        for name in parts.dispatchers:
-            since = await parts.outbox.oldest(name)
-            parts.metrics.outbox_oldest_age.labels(name).set(0.0 if since is None else max(0.0, now - since))
-        parts.metrics.store_bytes.set(await parts.outbox.bytes_used())
-        return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        await measure(parts)
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))  # exemplars: OpenMetrics only
+        return Response(encode(parts.metrics.registry), media_type=media_type)
 
     return [
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", metrics),
     ]
+
+
+async def measure(parts: Parts) -> None:
+    """Set what is looked up only when somebody asks: ages of the outbox, bytes of the store and its disk."""
+    now, metrics, used = parts.now(), parts.metrics, await parts.outbox.bytes_used()
+    totals = parts.outbox.sink_totals()
+    held = {name: each.waiting + each.dead for name, each in totals.items()}
+    rows = max(1, sum(held.values()))
+    for name in parts.dispatchers:
+        since = await parts.outbox.oldest(name)
+        metrics.outbox_oldest_age.labels(name).set(0.0 if since is None else max(0.0, now - since))
+    for name in {*parts.dispatchers, *held}:
+        metrics.outbox_bytes.labels(name).set(used * held.get(name, 0) / rows)
+    config = parts.config()
+    metrics.store_bytes.set(used)
+    metrics.store_limit.set(config.max_size)
+    publish(metrics, parts.ingest.alerting)
+    with suppress(OSError):
+        disk = await anyio.to_thread.run_sync(disk_usage, config.outbox_path.absolute().parent)
+        metrics.store_disk.set(disk.total)
+        metrics.store_disk_free.set(disk.free)
 
 
 class Guarded:

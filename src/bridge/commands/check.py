@@ -48,7 +48,7 @@ def summary(config: Config) -> Iterator[str]:
         yield f"sink {name}: {sink.type}{unconfirmed(sink)}"
     for rule in config.rule_set.rules:
         yield f"rule {rule.name}: to {', '.join(rule.send) or 'nothing'}"
-    names = config.rule_set.names()
+    names = config.names()
     yield f"asked of the server: {', '.join(names) if names else 'every event name'}"
 
 

@@ -99,7 +99,7 @@ def parts(config: Config, now: Callable[[], float]) -> Iterator[tuple[str, Async
             yield about, doctor_sources.notifications(name, source, now)
         else:
             rules = config.rule_set.rules
-            names: Sequence[str] = config.rule_set.names() if source.names == "auto" else source.names
+            names: Sequence[str] = config.names() if source.names == "auto" else source.names
             yield about, doctor_sources.tts(name, source, rules, names, now)
     for name, each in config.sinks.items():
         yield f"sink {name}", doctor_sinks.sink(name, each, now)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bridge import ruletest
+from bridge import alerttest, ruletest
+from bridge.alerts import Alert, Story
 from bridge.commands.terminal import NOT_SO, ConfigOption, JsonOption, loaded, print_json, print_lines
 from bridge.config import read
 from bridge.errors import ConfigError, FrameError, Mistake
@@ -16,7 +17,7 @@ from bridge.event import Event
 from bridge.explain import read_events
 from bridge.rulefile import RuleFile, parse
 from bridge.rules import Example, Rule
-from bridge.ruletest import Result
+from bridge.ruletest import Result, Tested
 from bridge.shared import catalogue
 
 
@@ -32,7 +33,12 @@ def run_tests(
     """Run the tests in rule files: a diff for each that fails, exit code 1 if any does."""
     files = named(paths) if paths else list(loaded(config, no_secrets=True).rule_files)
     rules = [rule for file in files for rule in file.rules]
-    results = list(ruletest.run(rules, recorded, catalogue().is_int64))
+    alerts = [alert for file in files for alert in file.alerts]
+    wide = catalogue().is_int64
+    results: list[Tested] = [
+        *ruletest.run(rules, recorded, wide),
+        *alerttest.run(alerts, played_from, wide),
+    ]
     if junit is not None:
         junit.write_text(ruletest.junit(results), encoding="utf-8")
     failed = [result for result in results if not result.passed]
@@ -41,7 +47,7 @@ def run_tests(
             print_json(as_object(result))
     else:
         for result in failed:
-            print_lines(ruletest.difference(result))
+            print_lines(result.lines())
         print_lines([ruletest.summary(results)])
     if failed:
         raise typer.Exit(NOT_SO)
@@ -71,6 +77,11 @@ def recorded(rule: Rule, test: Example) -> Event:
     return found
 
 
+def played_from(alert: Alert, story: Story) -> list[Event]:
+    """The events of the recorded file that the test of an alert names; raises FrameError."""
+    return list(events_of(Path(alert.file).parent / str(story.file)).values())
+
+
 @cache
 def events_of(path: Path) -> dict[str, Event]:
     """The events of a recorded file by unique_id; raises FrameError."""
@@ -80,7 +91,19 @@ def events_of(path: Path) -> dict[str, Event]:
         raise FrameError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
-def as_object(result: Result) -> dict[str, object]:
+def as_object(result: Tested) -> dict[str, object]:
+    if isinstance(result, alerttest.Result):
+        return {
+            "file": result.file,
+            "line": result.line,
+            "alert": result.alert.name,
+            "test": result.number,
+            "passed": result.passed,
+            "differences": list(result.differences),
+            "why": result.error,
+        }
+    if not isinstance(result, Result):
+        return {"file": result.file, "line": result.line, "passed": result.passed}
     return {
         "file": result.rule.file,
         "line": result.test.line,

@@ -227,8 +227,8 @@ class Outbox(Protocol):
         """What `accept` would say now: which of *intakes* are no duplicates, if all of them are matched."""
         ...
 
-    async def alert_states(self) -> list[tuple[str, str, str, bytes]]:
-        """All that alerts remember: part, alert, key and JSON."""
+    async def alert_states(self, part: str | None = None) -> list[tuple[str, str, str, bytes]]:
+        """All that alerts remember, or only *part* of it: part, alert, key and JSON."""
         ...
 
     async def recall(self, sink: str) -> Mapping[str, bytes]:

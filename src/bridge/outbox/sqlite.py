@@ -178,8 +178,8 @@ class SqliteReader:
     async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
         return await self.read(lambda db: tuple(transactions.recent_ids(db, (source, identifier))))
 
-    async def alert_states(self) -> list[tuple[str, str, str, bytes]]:
-        return await self.read(alert_rows.read)
+    async def alert_states(self, part: str | None = None) -> list[tuple[str, str, str, bytes]]:
+        return await self.read(lambda db: alert_rows.read(db, part))
 
     async def recall(self, sink: str) -> Mapping[str, bytes]:
         return await self.read(lambda db: queries.memory(db, sink))
