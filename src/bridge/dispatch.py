@@ -272,7 +272,11 @@ class Dispatcher:
     def _observe(self, settled: Settlement, now: float) -> None:
         name, delivery = self.sink.name, settled.delivery
         outcome, decided = settled.outcome, settled.verdict
-        self._latency.observe(settled.duration)
+        self._trace(settled, now)
+        example = exemplar(delivery.event.unique_id)
+        self._latency.observe(settled.duration, example)
+        if not isinstance(decided, Later):
+            self._metrics.notified(delivery.rule, name, "dead" if isinstance(decided, Dead) else "delivered")
         if isinstance(outcome, Delivered):
             self._end_to_end.observe(max(0.0, now - delivery.received))
             if self._last_failure is not None and now - self._last_failure > CALM:
