@@ -27,13 +27,14 @@ from bridge.delivery import (
 from bridge.errors import OutboxError
 from bridge.event import entities
 from bridge.gathering import Gathering, limits_of, room
-from bridge.metrics import Metrics
+from bridge.metrics import Metrics, exemplar
 from bridge.outbox import Outbox, PauseState
 from bridge.pausing import Pausing
 from bridge.report import Tell, is_own, silent
 from bridge.retry import PROBE_MAX, RetryPolicy, verdict
 from bridge.settling import STORE_RETRY, Settling
 from bridge.sinks import BatchSink, Sink
+from bridge.tracing import Trace, untraced
 
 log = structlog.get_logger()
 
@@ -45,8 +46,8 @@ FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have c
 class Dispatcher:
     """Delivers what waits for one sink.
 
-    *now* is unix seconds; *chance* is uniform in [0, 1); *tell* takes own events. *adaptive* asks a sink that
-    cannot keep up for less at once than its `max_in_flight`.
+    *now* is unix seconds; *chance* is uniform in [0, 1); *tell* takes own events, *trace* every attempt.
+    *adaptive* asks a sink that cannot keep up for less at once than its `max_in_flight`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Dispatcher:
         chance: Callable[[], float],
         tell: Tell = silent,
         adaptive: bool = False,
+        trace: Trace = untraced,
     ) -> None:
         self.sink = sink
         self._outbox = outbox
@@ -68,10 +70,13 @@ class Dispatcher:
         self._now = now
         self._chance = chance
         self._tell = tell
+        self._trace = trace
         self._pausing = Pausing(sink.name, outbox, policy, metrics, chance=chance, tell=tell)
         self._settling = Settling(sink.name, outbox)
         self._concurrency = Concurrency(sink.max_in_flight)
-        self._places = anyio.CapacityLimiter(sink.max_in_flight) if adaptive else None
+        self._adaptive = adaptive
+        self._running = 0
+        self._freed = anyio.Event()
         self._prefetch = room(sink)
         self._taken: set[int] = set()
         self._more = True
@@ -188,11 +193,15 @@ class Dispatcher:
 
     async def _slot(self, gathering: Gathering) -> None:
         while deliveries := await gathering.take():
-            if self._places is None:
+            while self._running >= self._concurrency.limit:
+                await self._freed.wait()
+            self._running += 1
+            try:
                 await self._attempt_unless_held(deliveries)
-            else:
-                async with self._places:
-                    await self._attempt_unless_held(deliveries)
+            finally:
+                self._running -= 1
+                self._freed.set()
+                self._freed = anyio.Event()
             self._release(deliveries)
 
     async def _attempt_unless_held(self, deliveries: Sequence[Delivery]) -> None:
@@ -223,14 +232,13 @@ class Dispatcher:
         """One attempt at each of *deliveries*, settled on disk before this returns."""
         started, clock = self._now(), anyio.current_time()
         outcomes = await self._send(deliveries)
-        duration = anyio.current_time() - clock
-        now = self._now()
+        ended, now = anyio.current_time(), self._now()
         paused = self._pausing.seconds(now)
         settlements = [
             Settlement(
                 delivery,
                 started,
-                duration,
+                ended - clock,
                 outcome,
                 verdict(outcome, delivery, self._policy, now=now, paused=paused, chance=self._chance()),
             )
@@ -239,7 +247,8 @@ class Dispatcher:
         pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
         if pause:
             await self._pausing.begin(pause, now, probe=probe)
-        self._adapt(outcomes, clock)
+        if self._adaptive:
+            self._concurrency.ended(outcomes, started=clock, now=ended)
         await self._settling.store(settlements)
         for each in settlements:
             if isinstance(each.verdict, Later):
@@ -251,11 +260,6 @@ class Dispatcher:
         if probe and not pause:
             await self._pausing.end(now)
             self._wake.set()
-
-    def _adapt(self, outcomes: Sequence[Outcome], started: float) -> None:
-        if self._places is not None:
-            self._concurrency.ended(outcomes, started=started, now=anyio.current_time())
-            self._places.total_tokens = self._concurrency.limit
 
     async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:
@@ -278,7 +282,7 @@ class Dispatcher:
         if not isinstance(decided, Later):
             self._metrics.notified(delivery.rule, name, "dead" if isinstance(decided, Dead) else "delivered")
         if isinstance(outcome, Delivered):
-            self._end_to_end.observe(max(0.0, now - delivery.received))
+            self._end_to_end.observe(max(0.0, now - delivery.received), example)
             if self._last_failure is not None and now - self._last_failure > CALM:
                 self._last_failure = None
                 log.info("deliveries succeed again", sink=name)
