@@ -19,7 +19,7 @@ from bridge.delivery import Route
 from bridge.errors import OutboxError, StartError
 from bridge.outbox import Batch, DeadLetterFilter, queue
 from bridge.outbox.file import connect, connect_readonly
-from bridge.outbox.salvage import damage, ranges
+from bridge.outbox.salvage import KEYED, SMALL, damage, ranges
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.outbox.verify import verify
 from tests.contract.outboxes import CRM, NOW, OPS, batch, dead, done, due, intake, later
@@ -134,6 +134,13 @@ async def test_any_table_may_be_hit(tmp_path: Path, table: str) -> None:
             assert found["crm"] + found["ops"] + found["dead"] == 3500
         assert (await outbox.accept(batch(intake("u001999", CRM)))).fresh == (False,)
         assert (await outbox.accept(batch(intake("new", CRM, OPS)))).fresh == (True,)
+
+
+def test_no_table_is_forgotten(tmp_path: Path) -> None:
+    """When the schema gets one, salvage has to know how it is read."""
+    with closing(connect(tmp_path / "bridge.db", "process")) as db:
+        names = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    assert {name for (name,) in names} == {*KEYED, *SMALL, "deliveries"}
 
 
 async def test_the_first_page_may_be_hit(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -195,6 +196,20 @@ async def test_a_store_of_every_released_schema_is_brought_up_to_date(tmp_path: 
         trace = await outbox.trace("dead")
         assert trace is not None
         assert [len(each.attempts) for each in trace.deliveries] == [1]
+
+
+def schema(db: sqlite3.Connection) -> set[str]:
+    """What every table and index is made of, comments and line ends aside."""
+    found = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return {" ".join(re.sub(r"--.*", "", sql).split()) for (sql,) in found}
+
+
+def test_there_is_a_dump_of_todays_schema(tmp_path: Path) -> None:
+    """If not: `python -m tests.contract.outbox_dump`, or a migration if the schema was released."""
+    dump = SCHEMAS / f"schema-{len(MIGRATIONS)}.sql"
+    with closing(connect(tmp_path / "new.db", "process")) as new, closing(sqlite3.connect(":memory:")) as old:
+        old.executescript(dump.read_text())
+        assert schema(old) == schema(new)
 
 
 def test_a_migration_is_a_step_of_its_own(tmp_path: Path) -> None:

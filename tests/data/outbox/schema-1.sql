@@ -1,6 +1,5 @@
--- A small store of schema 1: one delivery that waits at two sinks, one put off, one dead, one delivered.
+-- A small store: one delivery that waits at two sinks, one put off, one dead, one delivered.
 BEGIN TRANSACTION;
-
 CREATE TABLE alert_states (
     part TEXT NOT NULL, -- track, group, silence or blind
     alert TEXT NOT NULL,
