@@ -17,7 +17,7 @@ INDEX = 86_400_000_000_000  # ns without an event after which the server forgets
 Verdict: TypeAlias = Literal["proven", "gap", "unproven"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Evidence:
     """What one replay shows of one entity; times in ns of server time."""
 

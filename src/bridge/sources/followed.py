@@ -52,8 +52,10 @@ class Followed:
     """What is older was never wanted: where following began, if this process began it."""
     is_blind: bool = False
     """The ids beside its cursor are of events that are no longer asked for."""
-    shown: Evidence | None = None
-    """What is being read of its history in turn."""
+    readings: list[Evidence] = field(default_factory=list)
+    """The last few of its history, which may overlap."""
+    doubted: Evidence | None = None
+    """A reading that is being made again."""
     tries: int = 0
     """How often in a row its history came without the newest event known."""
     unproven: bool = False

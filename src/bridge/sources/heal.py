@@ -28,6 +28,7 @@ FULL_SOON = 50  # events of an entity after which its history is read again: hal
 KEPT = 100  # events of an entity the server keeps in any case
 LATE = 1.5  # times `recycle` after which a reading is late
 TRIES = 2  # more readings before what is not in history is believed to be gone
+READINGS = 4  # of one entity that are told what its live stream brings
 READERS = 128  # streams of history at once
 RATIO_EVERY = 5.0  # seconds
 LEAST_WAIT = 0.2  # seconds between two looks at whose turn it is
@@ -245,8 +246,8 @@ class Heal:
             self.largest_history = max(self.largest_history, shown.count)
             if each.streams == 0 or self._is_doubtful(each, shown):
                 continue
-            if each.shown is shown:
-                each.shown = None
+            each.readings = [other for other in each.readings if other not in (shown, each.doubted)]
+            each.doubted = None
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
             if each.is_unread:
                 self._mended(each, shown, found, opened, clock)
@@ -261,7 +262,7 @@ class Heal:
             each.tries = 0
             return False
         each.tries += 1
-        each.shown = shown
+        each.doubted = shown
         (self._resuming if each.is_unread else self._busy)[each.entity] = each
         self._wake.set()
         return True
@@ -355,8 +356,7 @@ def evidence(each: Followed) -> Evidence:
     since = each.cursor_ns or 0
     if not each.is_unread:
         since = min(each.anchor_ns, each.read_ns) if each.anchor else each.read_ns
-    missing = each.shown.missing if each.shown is not None and each.tries else set()
-    each.shown = Evidence(
+    made = Evidence(
         each.entity,
         frozenset(known or ()),
         since,
@@ -365,9 +365,10 @@ def evidence(each: Followed) -> Evidence:
         cursor=each.cursor_ns or 0,
         events=each.events,
         is_blind=each.is_blind,
-        missing=set(missing),
+        missing=set(each.doubted.missing) if each.doubted is not None else set(),
     )
-    return each.shown
+    each.readings = [*each.readings[1 - READINGS :], made]
+    return made
 
 
 def urgency(each: Followed) -> tuple[int, int]:

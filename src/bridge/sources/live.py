@@ -19,13 +19,12 @@ from bridge.sources.followed import UNREAD, Followed
 from bridge.sources.heal import Heal, evidence
 from bridge.sources.names import NAME_ERRORS
 from bridge.sources.plan import mixes_levels
-from bridge.sources.stream import SECOND, Opened, Streams, Wanted
+from bridge.sources.stream import LINGER, SECOND, Opened, Streams, Wanted
 
 log = structlog.get_logger()
 
 SLOW_RETRY = 120.0  # seconds; the server remembers a refusal for 2 min (pkg/component/rights.go in v3.32)
 STEADY = 30.0  # seconds a stream has to live for the waits to begin anew
-LINGER = 1.0  # seconds the old stream stays: what it has under way may be in no history
 SPREAD = 0.15  # of `recycle`, by which renewals are early, so that streams do not renew together
 NO_STORE = "Events storage is not enabled"  # X-Warning (pkg/events/grpc/grpc.go in v3.32)
 

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 SECOND = 1_000_000_000  # ns
 OPENING = 30.0  # seconds in which the server has to send the start event
+LINGER = 1.0  # seconds a stream stays beside its successor: what it has under way may be in no history
 QUIET = 2.0  # seconds without an old event after the newest known one
 LONGEST = 60.0  # seconds for one replay: a server part with a slow clock makes old events for ever
 
@@ -257,15 +258,13 @@ class Streams:
         elif not old and wanted.is_live:
             lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
             self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
-        if already and wanted.is_live and not old:
-            for each in brought_by:
-                if each.shown is not None and each.shown is not wanted.replay.get(each.entity):
-                    each.shown.came_live(event.unique_id)
         if not already:
             self._heard(event)
             for each in brought_by:
                 each.events += 1
                 self._busy(each)
+        elif wanted.is_live and not (old and now - opened.start < LINGER):
+            came_live(event, wanted, brought_by)
         cursors = self._move(opened, event, brought_by, now) if wanted.is_live else {}
         if cursors and not self._is_marked:
             cursors[self.mark], self._is_marked = opened.clock_ns(now), True
@@ -300,6 +299,14 @@ class Streams:
                 moved[each.key] = at if is_calm and now >= each.hold else each.cursor_ns
                 each.move(moved[each.key], event.unique_id)
         return moved
+
+
+def came_live(event: Event, wanted: Wanted, brought_by: Iterable[Followed]) -> None:
+    """What history brought first was not dropped."""
+    for each in brought_by:
+        for reading in each.readings:
+            if reading is not wanted.replay.get(each.entity):
+                reading.came_live(event.unique_id)
 
 
 @asynccontextmanager
