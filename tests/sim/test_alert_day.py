@@ -56,7 +56,7 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 GATEWAYS, FLAPPING, SITE = 500, 10, 40
 OUTAGE = (9 * HOUR, 11 * HOUR)
-DEAD = 3 * HOUR  # when one device stops for good
+DEAD = 6 * HOUR  # when one device stops for good
 
 
 @dataclass(frozen=True, order=True)
