@@ -248,7 +248,8 @@ class Streams:
         if old:
             opened.last_old = now
         if old and event.time_ns >= (wanted.after or 0):
-            self._testify(opened, event, brought_by, already)
+            is_late = wanted.is_live and now - opened.start >= LINGER
+            self._testify(opened, event, brought_by, already or is_late)
             if event.time_ns < opened.skip_before:
                 return
             if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
