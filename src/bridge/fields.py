@@ -126,7 +126,10 @@ def _steps(value: Any) -> Collection[str | int]:
 def _advice(details: ErrorDetails, known: frozenset[str]) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
+        word = str(details["loc"][-1])
+        if word in known:
+            return "is no key of this section; remove it, or move it to where it belongs"
+        close = difflib.get_close_matches(word, known, n=1)
         return "unknown key" + (f"; did you mean {close[0]}?" if close else "")
     if kind == "missing":
         return "is required"

@@ -124,6 +124,7 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ("type: tts", "type: [tts]", "2: sources.eu1: must be one of"),
         ("https://crm.example/hook", "crm.example", "12: sinks.crm.url: write a URL such as"),
         ("headers: {X-Env: prod}", "timeout: 10", "13: sinks.crm.timeout: write a duration with its unit"),
+        ("headers: {X-Env: prod}", "qos: 1", "13: sinks.crm.qos: is no key of this section"),
         ("headers: {X-Env: prod}", "rety: {}", "13: sinks.crm.rety: unknown key; did you mean retry?"),
         ("rules: [rules.yaml]", "rules: [nope.yaml]", "14: rules[0]: no such file"),
         ("rules: [rules.yaml]", "outbox: mysql://x", "14: outbox: write sqlite:bridge.db"),
