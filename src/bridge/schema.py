@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bridge.alertschema import alert_schema, story_schema
 from bridge.config import Config
 from bridge.identity import HEX_BITS, IDENTIFIERS
 from bridge.matchfile import CONTENT
@@ -74,10 +75,20 @@ def rules_schema() -> Schema:
         "$schema": DIALECT,
         "title": "bridge rules",
         "type": "object",
-        "required": ["rules"],
+        "minProperties": 1,
         "additionalProperties": False,
-        "properties": {"rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}}},
-        "$defs": {"rule": _rule(), "block": _block(), "pattern": PATTERN, "test": _test()},
+        "properties": {
+            "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}},
+            "alerts": {"type": "array", "items": {"$ref": "#/$defs/alert"}},
+        },
+        "$defs": {
+            "rule": _rule(),
+            "alert": alert_schema(),
+            "block": _block(),
+            "pattern": PATTERN,
+            "test": _test(),
+            "story": story_schema(),
+        },
     }
 
 

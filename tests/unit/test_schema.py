@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from bridge.alertfile import COMMON, KINDS
 from bridge.schema import config_schema, duration_text, rules_schema
 from bridge.yamltext import parse
 
@@ -87,3 +88,28 @@ def test_keys_have_descriptions_and_readable_defaults() -> None:
     webhook = config_schema()["$defs"]["WebhookConfig"]["properties"]
     assert webhook["timeout"]["default"] == "10s"
     assert "connecting" in webhook["timeout"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("state", {}),
+        ("absent", {"match": {}}),
+        ("absent", {"match": {}, "for": "1h", "count": 5}),
+        ("threshold", {"match": {}, "within": "soon"}),
+        ("value", {"match": {}, "field": "data.x", "readings": 0}),
+        ("value", {"match": {}, "field": "data.x", "colour": "red"}),
+        ("watch", {"match": {}}),
+    ],
+)
+def test_a_mistake_in_an_alert_is_refused(kind: str, more: dict[str, object]) -> None:
+    """A key that is missing, of another kind, unknown, or of no meaning."""
+    alert = {"name": "a", "kind": kind, "by": "gateway", "send": ["ops"], **more}
+    assert errors(rules_schema(), {"alerts": [alert]})
+
+
+def test_every_key_of_an_alert_is_in_its_schema() -> None:
+    """What the loader reads, an editor offers."""
+    schema = rules_schema()["$defs"]["alert"]["allOf"]
+    found = {key for each in schema for key in each["then"]["properties"]}
+    assert found == {*COMMON, *(key for keys in KINDS.values() for key in keys)}
