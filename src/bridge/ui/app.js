@@ -52,16 +52,20 @@ export function go(path) {
   location.hash = `#/${path}`;
 }
 
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; } // a lone % somebody typed
+}
+
 function show() {
   const [, name = "flow", argument = ""] = location.hash.match(/^#\/([^/]*)\/?(.*)$/) || [];
-  const view = VIEWS[name] ? name : "flow";
+  const view = Object.hasOwn(VIEWS, name) ? name : "flow";
   for (const link of document.querySelectorAll("nav a")) {
     if (link.getAttribute("href") === `#/${view}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   current?.end?.();
   $("main").replaceChildren();
-  current = VIEWS[view]($("main"), decodeURIComponent(argument));
+  current = VIEWS[view]($("main"), decoded(argument));
   refresh();
 }
 
