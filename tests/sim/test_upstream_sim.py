@@ -237,10 +237,9 @@ async def a_day(seed: int) -> Day:
             alive = left if left < 3600 else min(left, rng.expovariate(1 / (DAY / 4)))
             async with it.following(identifiers, names):
                 await anyio.sleep(alive)
-                if anyio.current_time() >= DAY:
-                    tasks.cancel_scope.cancel()
             day.note("bridge restarts")
             await anyio.sleep(rng.choice([0.5, 20.0, 900.0]))
+        tasks.cancel_scope.cancel()
     it.upstream.start()
     async with it.following(identifiers, names):
         await anyio.sleep(2 * RECYCLE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import anyio
 import pytest
 
@@ -28,13 +30,16 @@ def histories(it: Rig, since: float = 0.0) -> list[Opening]:
     return [each for each in it.upstream.openings if each.at >= since and len(each.entities) <= 5]
 
 
-class Long(History):
-    """The history of a server with `store.entity-count: 600`."""
+@dataclass(slots=True)
+class Sized(History):
+    """The history of a server with another `store.entity-count`."""
+
+    count: int = 600
 
     def add(self, each: Record) -> None:
         for entity in each.entities:
             self.lists.setdefault(entity, []).append(each)
-            del self.lists[entity][:-600]
+            del self.lists[entity][: -self.count]
 
 
 async def settled(it: Rig, seconds: float = 20.0) -> None:
@@ -157,6 +162,7 @@ async def test_a_break_that_history_does_not_bridge_is_told_once() -> None:
     """One event for all of its entities: the first hundred by name, their number, from and to."""
     many = [Entity("gateway", f"gw-{number:03}") for number in range(130)]
     it = rig(*many)
+    it.world.history = Sized(count=5)
     async with it.following(named(many)):
         await settled(it)
         for each in many:
@@ -166,7 +172,7 @@ async def test_a_break_that_history_does_not_bridge_is_told_once() -> None:
         it.upstream.stop()
         await anyio.sleep(60)
         for each in many[:120]:
-            for _ in range(210):
+            for _ in range(6):
                 happened(it.world, STATUS, each)
         first_kept = it.world.now
         it.upstream.start()
@@ -279,7 +285,7 @@ async def test_an_application_and_its_devices_are_read_by_different_streams() ->
 async def test_streams_of_history_shrink_on_a_server_that_keeps_more() -> None:
     """`entity-count: 600`: one entity a stream, once that was seen."""
     it = rig(*GATEWAYS)
-    it.world.history = Long()
+    it.world.history = Sized(count=600)
     async with it.following(named(GATEWAYS)):
         await settled(it)
         for each in GATEWAYS[:3]:
