@@ -16,6 +16,7 @@ Schema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BOUNDS = ("ge", "gt", "le", "lt")  # pydantic leaves bounds of a duration on the text that stands for it
+WEEK = 604_800_000  # ms; less is told in hours: 48h, not 2d
 UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
 
 
@@ -47,9 +48,9 @@ def _tidy(node: Any) -> None:
 
 
 def duration_text(seconds: float) -> str:
-    """*seconds* in the largest unit that fits: 200ms, 10s, 5m, 48h would be 2d."""
+    """*seconds* in the largest unit that fits: 200ms, 10s, 5m, 48h, 30d."""
     ms = round(seconds * 1000)
-    size, unit = next((size, unit) for size, unit in UNITS if ms % size == 0)
+    size, unit = next((size, unit) for size, unit in UNITS if ms % size == 0 and (unit != "d" or ms >= WEEK))
     return f"{ms // size}{unit}"
 
 

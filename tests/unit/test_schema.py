@@ -37,6 +37,20 @@ def test_the_example_is_accepted() -> None:
     assert errors(config_schema(), example()) == []
 
 
+def test_the_example_shows_every_key() -> None:
+    """Nobody has to read the code for one."""
+    schema, document = config_schema(), example()
+    assert set(schema["properties"]) == set(document)
+    for section in ("sources", "sinks"):
+        for entry in document[section].values():
+            model = next(
+                each
+                for each in schema["$defs"].values()
+                if each.get("properties", {}).get("type", {}).get("const") == entry["type"]
+            )
+            assert set(model["properties"]) == set(entry), entry["type"]
+
+
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
 def test_shipped_rules_are_accepted(path: Path) -> None:
     """Each file."""
@@ -76,7 +90,8 @@ def test_a_wrong_rule_is_refused(rule: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "200ms"), (10.0, "10s"), (240.0, "4m"), (3600.0, "1h"), (172_800.0, "2d")]
+    ("seconds", "text"),
+    [(0.2, "200ms"), (10.0, "10s"), (240.0, "4m"), (3600.0, "1h"), (172_800.0, "48h"), (2_592_000.0, "30d")],
 )
 def test_defaults_read_as_an_operator_writes_them(seconds: float, text: str) -> None:
     """In the largest unit that fits."""
