@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge import yamltext
+from bridge import alertfile, alerttest, yamltext
 from bridge.commands.test import recorded
 from bridge.errors import ConfigError
 from bridge.explain import event_of
@@ -87,9 +87,23 @@ def test_a_whole_rule_loads_and_passes_its_own_tests(line: int) -> None:
     assert [told for each in results if not each.passed for told in difference(each)] == []
 
 
+def test_the_alerts_load_and_pass_their_own_tests() -> None:
+    """With every key an alert may have."""
+    entries = [each for line in LINES if kind(line) == "alerts" for each in values(line)["alerts"]]
+    file = read(Document(str(README), {"alerts": entries}, {}), sinks=["ops", "boss"])
+    known = {*alertfile.COMMON, *(key for keys in alertfile.KINDS.values() for key in keys)} - {
+        "allow",
+        "above",
+    }
+    assert {key for each in entries for key in each} == known
+    results = list(alerttest.run(file.alerts, lambda _alert, _story: [], catalogue().is_int64))
+    assert [told for each in results if not each.passed for told in each.lines()] == []
+    assert [key for key in {*known, "above"} if f"`{key}`" not in TEXT] == []
+
+
 def test_every_example_is_one_of_these() -> None:
     """None is overlooked."""
-    assert {kind(line) for line in LINES} == {"match", "refused", "rules"}
+    assert {kind(line) for line in LINES} == {"match", "refused", "rules", "alerts"}
 
 
 def test_every_operator_field_and_warning_is_in_the_text() -> None:
