@@ -145,15 +145,15 @@ async def test_what_the_server_dropped_is_recovered() -> None:
 async def test_readings_stay_within_the_rate_budget() -> None:
     """Four openings a minute: never refused, the live stream first, and the ratio says what it costs."""
     it = rig(*GATEWAYS, rate_limit=4)
-    async with it.following(named(GATEWAYS)):
+    async with it.following(named(GATEWAYS), recycle="60s"):
         await settled(it)
-        for _ in range(20):
+        for _ in range(6):
             for each in GATEWAYS:
                 for _ in range(90):
                     happened(it.world, STATUS, each)
             await anyio.sleep(30)
         assert it.metric("bridge_source_reconnects_total", reason="rate_limited") == 0
-        assert 0 < it.metric("bridge_source_reread_ratio") < 1
+        assert it.metric("bridge_source_reread_ratio") < 1
         assert it.metric("bridge_source_reconnects_total", reason="recycle") >= 2
     assert len(it.upstream.openings) <= 4 + 4 * anyio.current_time() / 60
 

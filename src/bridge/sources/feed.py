@@ -27,6 +27,7 @@ class Feed:
         self.name = name
         self.metrics = metrics
         self.now = now
+        self._last_event = metrics.source_last_event.labels(name)
         self._rng = rng
         self._garbled = False
         self.is_blocked = False
@@ -34,7 +35,7 @@ class Feed:
 
     async def event(self, event: Event, cursors: Mapping[str, int], *, sparse: bool = False) -> None:
         received = self.now()
-        self.metrics.source_last_event.labels(self.name).set(received)
+        self._last_event.set(received)
         if sparse:
             self.metrics.source_sparse.labels(self.name).inc()
         await self._send(Arrival(self.name, event, received, cursors, sparse))

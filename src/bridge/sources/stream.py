@@ -130,6 +130,7 @@ class Streams:
         self.open_streams: set[Opened] = set()
         self._upstream = upstream
         self._feed = feed
+        self._lag = feed.metrics.source_lag.labels(feed.name)
         self._overlap = overlap
         self._propagates = propagates
         self._busy = busy
@@ -257,8 +258,7 @@ class Streams:
             if wanted.replay and not already:
                 self._recover(event, brought_by)
         elif not old and wanted.is_live:
-            lag = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
-            self._feed.metrics.source_lag.labels(self._feed.name).set(lag)
+            self._lag.set(max(0, opened.clock_ns(now) - event.time_ns) / SECOND)
         if not already:
             self._heard(event)
             for each in brought_by:
