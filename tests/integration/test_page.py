@@ -30,7 +30,7 @@ QUOTE = "\"><svg onload=window.pwned='svg'>{{constructor.constructor('window.pwn
 CONFIG = """
 sources:
   recorded: {{type: replay, path: {recorded}, speed: max}}
-  hostile: {{type: replay, path: hostile.ndjson, speed: max}}
+  hostile: {{type: replay, path: hostile.ndjson, speed: max, verbatim: true}}
 sinks:
   crm: {{type: webhook, url: {url}/crm, allow_private_networks: true}}
   wrong: {{type: webhook, url: {url}/wrong, allow_private_networks: true}}
@@ -195,7 +195,9 @@ async def test_markup_in_events_is_text(tmp_path: Path) -> None:
         await page.locator("#event").fill(ATTACK)
         await page.get_by_role("button", name="Explain").click()
         await seen.open("#/alerts")
-        await page.wait_for_timeout(500)
+        await expect(page.locator("tbody td").first).to_be_visible(timeout=30_000)
+        await expect(page.locator("tbody")).to_contain_text("<b>page</b>")
+        await screenshot(page, "alerts-hostile")
         for view in (*VIEWS, f"trace/{ATTACK}", "trace/%", ATTACK, "constructor"):
             await page.evaluate("hash => { location.hash = hash }", f"#/{view}")
             await page.wait_for_load_state("networkidle")

@@ -141,16 +141,17 @@ export function alerts(place) {
       const found = await api("/api/alerts").catch((error) => ({ alerts: [], error: error.message }));
       if (found.error) return list.replaceChildren(el("p", { class: "empty" }, found.error));
       if (!found.alerts.length) return list.replaceChildren(el("p", { class: "empty" }, "Nothing is firing."));
-      const head = ["State", "Alert", "About", "Since", "Summary"];
+      const summaries = found.alerts.some((each) => each.summary);
+      const head = ["State", "Alert", "About", "Since", ...(summaries ? ["Summary"] : [])];
       list.replaceChildren(el("div", { class: "scroll" }, el("table", {},
-        el("caption", {}, `${found.alerts.length} alerts`),
+        el("caption", {}, found.alerts.length === 1 ? "1 alert" : `${found.alerts.length} alerts`),
         el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, found.alerts.map((each) => el("tr", {},
-          el("td", {}, pill(each.state === "firing" ? "bad" : "warn", each.silenced ? "silenced" : each.inhibited ? "inhibited" : each.state)),
+          el("td", {}, pill(each.state === "firing" ? "bad" : "warn", each.suppressed || each.state)),
           el("td", {}, each.alert, each.labels?.severity ? el("div", { class: "faint small" }, each.labels.severity) : null),
           el("td", { class: "mono" }, each.key),
-          el("td", {}, typeof each.since === "number" ? clock(each.since) : each.since || "–"),
-          el("td", {}, each.summary || "")))))));
+          el("td", {}, each.since ? new Date(each.since).toLocaleString() : "–"),
+          summaries ? el("td", {}, each.summary || "") : null))))));
     },
   };
 }
