@@ -174,6 +174,7 @@ async def status(parts: Parts) -> dict[str, Any]:
         "ready": not ready(parts),
         "not_ready": ready(parts),
         "outbox": {"bytes": await parts.outbox.bytes_used()},
+        "alerts": {phase: _in_phase(parts, phase) for phase in ("pending", "firing")},
         "sources": {
             source.name: asdict(source.status()) | asdict(source_totals.get(source.name, SourceTotals()))
             for source in parts.sources.values()
@@ -188,6 +189,11 @@ async def status(parts: Parts) -> dict[str, Any]:
             for name in names
         },
     }
+
+
+def _in_phase(parts: Parts, phase: str) -> int:
+    """How many alerts of a key are in *phase*, told or not."""
+    return sum(count for (_, each), count in parts.ingest.alerting.tally.phases.items() if each == phase)
 
 
 def _age(since: float | None, now: float) -> float | None:

@@ -67,7 +67,8 @@ async def test_the_recorded_flaps_end_in_one_message_for_three_gateways(tmp_path
                 await until_connected(bridge)
                 await play(world, RECORDED / "gateway_flap.sse", FASTER)
                 alerts = await server.until(["gateway-gone"] * 3, within=40)
-                await until(bridge, lambda status: not status["sinks"]["am"]["waiting"])
+                status = await until(bridge, lambda status: not status["sinks"]["am"]["waiting"])
+                assert status["alerts"] == {"pending": 0, "firing": 3}
                 bridge.kill()
             server.forget()
             (tmp_path / "bridge.log").unlink()
