@@ -9,9 +9,10 @@ from typing import Any
 
 from bridge.receiver import Receiver, Reply, receive
 from bridge.sinks import Sink
+from bridge.sinks.alertmanager import AlertmanagerConfig, open_alertmanager
 from bridge.sinks.slack import SlackConfig, open_slack
 from bridge.sinks.webhook import WebhookConfig, open_webhook
-from tests.contract.harness import Make
+from tests.contract.harness import Harness, Make
 from tests.servers import free_port
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -139,9 +140,27 @@ class SlackApiHarness(SlackHookHarness):
         return {"token": TOKEN, "channel": "C1", "api_url": f"{self.url}/api", "allow_private_networks": True}
 
 
-def _made(kind: type[WebhookHarness | SlackHookHarness]) -> Make:
+class AlertmanagerHarness(HttpHarness):
+    secrets = ("s3cr3t-header", "bWU6czNjcjN0LWhlYWRlcg==")
+    denied = Reply(401, body=b"no bWU6czNjcjN0LWhlYWRlcg==, that is s3cr3t-header")
+
+    def open(self, *, timeout: float = 5.0, max_in_flight: int = 4) -> AbstractAsyncContextManager[Sink]:
+        config = AlertmanagerConfig.model_validate(
+            {
+                "type": "alertmanager",
+                "url": self.url,
+                "username": "me",
+                "password": "s3cr3t-header",
+                "timeout": timeout,
+                "max_in_flight": max_in_flight,
+            }
+        )
+        return open_alertmanager("sut", config, now=now)
+
+
+def _made(kind: type[WebhookHarness | SlackHookHarness | AlertmanagerHarness]) -> Make:
     @asynccontextmanager
-    async def make(directory: Path) -> AsyncIterator[WebhookHarness | SlackHookHarness]:
+    async def make(directory: Path) -> AsyncIterator[Harness]:
         harness = kind()
         await harness.start()
         try:
@@ -154,5 +173,5 @@ def _made(kind: type[WebhookHarness | SlackHookHarness]) -> Make:
 
 
 HARNESSES: tuple[Make, ...] = tuple(
-    _made(kind) for kind in (WebhookHarness, SlackHookHarness, SlackApiHarness)
+    _made(kind) for kind in (WebhookHarness, SlackHookHarness, SlackApiHarness, AlertmanagerHarness)
 )

@@ -22,6 +22,7 @@ from bridge.event import Entity, rfc3339
 from bridge.receiver import Reply, receive
 from bridge.standin import ALL, Key, Refuse, Rights, Server, World, serve
 from bridge.standin.rights import OF_KIND
+from tests.alertmanagers import alertmanager
 from tests.servers import certificates, free_port, mosquitto, need
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -317,6 +318,23 @@ async def test_slack_is_asked_without_a_message(tmp_path: Path) -> None:
             assert "xoxb-1" not in str(findings)
             assert "/services/" not in str(findings)
     assert {each.body for each in slack.deliveries} == {b"{}"}
+
+
+async def test_a_real_alertmanager_is_asked_and_told_nothing(tmp_path: Path) -> None:
+    """It takes an empty list; what is none, is not there or wants a password is named."""
+    async with serve(World({TOKEN: reading()})) as server, receive() as other:
+        with alertmanager(tmp_path / "am", other.url) as real:
+            (well,) = await sinks(tmp_path, server, f"{{type: alertmanager, url: '{real.url}'}}")
+            assert await real.alerts() == []
+        assert (well.check, well.verdict) == ("alertmanager", "ok")
+        for url, status, expected in (
+            (other.url, 404, ("alertmanager", "correct url")),
+            (other.url, 401, ("login", "correct username and password, or token")),
+            (f"http://127.0.0.1:{free_port()}", 200, ("connection", doctor_sinks.FIREWALL)),
+        ):
+            other.answer = Reply(status)
+            (found,) = await sinks(tmp_path, server, f"{{type: alertmanager, url: '{url}'}}")
+            assert (found.check, found.do, found.verdict) == (*expected, "wrong")
 
 
 async def test_a_disk_that_is_no_good_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bridge.delivery import Delivered, Failure
 from bridge.doctor import Finding, listing
 from bridge.errors import StartError
 from bridge.sinks import guard, mqtt_address
+from bridge.sinks.alertmanager import AlertmanagerConfig
 from bridge.sinks.http import Answer, literal, post, target
 from bridge.sinks.mqtt import MqttConfig, open_mqtt
 from bridge.sinks.registry import SinkConfig
@@ -44,6 +45,8 @@ async def sink(name: str, config: SinkConfig, now: Now) -> AsyncIterator[Finding
                     yield each
             case SlackConfig():
                 yield await slack(about, config)
+            case AlertmanagerConfig():
+                yield await alertmanager(about, config)
             case _:
                 async for each in http(about, receiver(config)):
                     yield each
@@ -217,6 +220,30 @@ async def slack(about: str, config: SlackConfig) -> Finding:
         check = "address" if failure and failure.reason == "blocked_address" else "connection"
         return Finding(about, check, "wrong", failure.error if failure else "no answer", FIREWALL)
     return webhook_answer(about, answer) if config.webhook_url else token_answer(about, answer)
+
+
+async def alertmanager(about: str, config: AlertmanagerConfig) -> Finding:
+    """An empty list of alerts, which changes nothing: whether it lets us in, and is one at all."""
+    async with target(
+        config.alerts_url,
+        guard.Policy(allow_private=True),
+        limit=1,
+        timeout=config.timeout,
+        tls=context(config.tls),
+        proxy=config.proxy.get_secret_value() if config.proxy else None,
+        hidden=config.hidden(),
+    ) as to:
+        answer = await post(to, b"[]", config.headers())
+    if not isinstance(answer, Answer):
+        says = "no answer" if isinstance(answer, Delivered) else answer.failure.error
+        return Finding(about, "connection", "wrong", says, FIREWALL)
+    if answer.status == 200:
+        return Finding(about, "alertmanager", "ok", "it takes alerts")
+    if answer.status in (401, 403, 407):
+        advice = "correct username and password, or token"
+        return Finding(about, "login", "wrong", f"it does not let us in: HTTP {answer.status}", advice)
+    says = f"what answers there is no Alertmanager with API v2: HTTP {answer.status}"
+    return Finding(about, "alertmanager", "wrong", says, "correct url")
 
 
 def webhook_answer(about: str, answer: Answer) -> Finding:

@@ -130,14 +130,14 @@ class Alertmanager:
         now = self._now_ns()
         told = notified(delivery)
         if not told:
-            return await self._post([posted_once(delivery, now)])
+            return await self._post([posted_once(delivery, now)], delivery.id)
         self._told |= newer(self._told, told)
         firing = self._firing()
         current = {each.id: truly(self._told[each.id], firing, now) for each in told}
         self._told |= current
         outcome: Outcome = Delivered()
         for part in _parts([posted(each, now) for each in current.values()]):
-            outcome = await self._post(part)
+            outcome = await self._post(part, delivery.id)
             if not isinstance(outcome, Delivered):
                 return outcome
         return await self._remembered(current, outcome)
@@ -197,8 +197,10 @@ class Alertmanager:
                 error = outcome.failure.error
                 log.warning("alerts that fire are not told again", sink=self.name, error=error)
 
-    async def _post(self, alerts: Sequence[dict[str, Any]]) -> Outcome:
-        answer = await post(self._to, msgspec.json.encode(alerts), self._headers)
+    async def _post(self, alerts: Sequence[dict[str, Any]], delivery_id: str = "") -> Outcome:
+        """The id is for logs of proxies; Alertmanager itself tells alerts apart by their labels."""
+        headers = self._headers | ({"webhook-id": delivery_id} if delivery_id else {})
+        answer = await post(self._to, msgspec.json.encode(alerts), headers)
         if not isinstance(answer, Answer):
             return answer
         wait = retry_after(answer.retry_after, self._now())
