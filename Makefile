@@ -24,6 +24,11 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	@PATH="$(CURDIR)/.cache/bin:$$PATH"; if command -v helm >/dev/null; then \
+	    echo "helm lint helm/bridge"; \
+	    for values in helm/bridge/ci/*-values.yaml; do \
+	        helm lint --quiet --strict --kube-version 1.31 helm/bridge -f "$$values" || exit 1; \
+	    done; fi
 
 bench: .venv/.dev
 	@.ci/servers
