@@ -7,10 +7,8 @@ The parts: `live` keeps streams open, `heal` reads history beside them, `discove
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -23,12 +21,13 @@ from bridge.fields import seconds
 from bridge.metrics import Metrics
 from bridge.sources import Reading, SourceStatus, Standing
 from bridge.sources.api import Api
-from bridge.sources.discovery import Change, change, described, discover
+from bridge.sources.exclusion import Exclusion
 from bridge.sources.feed import Feed
 from bridge.sources.followed import UNREAD, Followed
 from bridge.sources.heal import Heal
 from bridge.sources.keycheck import KeyCheck
-from bridge.sources.live import SLOW_RETRY, Group, Living
+from bridge.sources.listing import Listing
+from bridge.sources.live import Group, Living
 from bridge.sources.models import TtsSourceConfig
 from bridge.sources.names import Asked, asked, is_changed
 from bridge.sources.plan import LIVE, culprits, group_size, grouped, is_about_entities, key, owner
@@ -38,21 +37,8 @@ from bridge.sources.upstream import Upstream
 
 log = structlog.get_logger()
 
-SLOWEST_RETRY = 3600.0  # seconds between tries of an entity that stays refused
-SETTLE = 2.0  # seconds in which creations are gathered before a stream is opened for them
-YOUNG = 60_000_000_000  # ns before its creation was noticed at which nobody can have sent events
 SPARE_GROUPS = 8  # streams more than needed, before entities are put together anew
 NAMED = 100  # excluded entities `/api/status` names
-
-
-@dataclass(slots=True)
-class Excluded:
-    """An entity the server refuses a stream for; *retry_at* is `anyio.current_time()`."""
-
-    followed: Followed
-    error: SourceError
-    wait: float
-    retry_at: float
 
 
 class TtsSource:
@@ -133,13 +119,20 @@ class TtsSource:
         self._followed: dict[Entity, Followed] = {}
         self._groups: dict[Group, None] = {}
         self._apart: Group | None = None
-        self._excluded: dict[Entity, Excluded] = {}
-        self._waits: dict[Entity, float] = {}
-        self._unlisted: tuple[str, ...] = ()
-        self._is_listed = not self._scope.is_open
+        self._exclusion = Exclusion(name, metrics)
+        self._listing = Listing(
+            name,
+            api,
+            self._scope,
+            every=config.recycle,
+            wait=wait,
+            clock=self._clock,
+            followed=self._followed.keys(),
+            add=self._add,
+            forget=self._forget,
+            listed=self._even_out,
+        )
         self._warnings: tuple[str, ...] = ()
-        self._created: set[Entity] = set()
-        self._relist = anyio.Event()
         self._tasks: TaskGroup | None = None
 
     def _asked(self, names: Sequence[str]) -> Asked:
@@ -157,33 +150,34 @@ class TtsSource:
         errors = [group.error for group in self._groups if group.error is not None]
         refusals = [str(group.error) for group in self._groups if group.is_refused]
         if not self._groups:
-            refusals += [str(each.error) for each in self._excluded.values()]
+            refusals += [str(each.error) for each in self._exclusion.now.values()]
         refused = self._key.problem or next(iter(refusals), "")
-        error = str(errors[0]) if errors else "; ".join(self._unlisted) if not connected else ""
+        unlisted, excluded = self._listing.failed, self._exclusion.now
+        error = str(errors[0]) if errors else "; ".join(unlisted) if not connected else ""
         waits = [group.retry_at for group in self._groups if group.retry_at is not None]
-        waits += [each.retry_at for each in self._excluded.values()]
-        idle = self._is_listed and not self._groups and not self._excluded
+        waits += [each.retry_at for each in excluded.values()]
+        idle = self._listing.is_whole and not self._groups and not excluded
         return SourceStatus(
             connected=connected,
-            ready=not refused and (connected or idle or bool(errors) or bool(self._unlisted)),
+            ready=not refused and (connected or idle or bool(errors) or bool(unlisted)),
             error=refused or error,
             streams=open_streams,
             retry_in=max(0.0, min(waits) - anyio.current_time()) if waits and not connected else None,
-            warnings=(*self._warnings, *self._unlisted),
+            warnings=(*self._warnings, *unlisted),
             entities=len(self._followed),
-            excluded=tuple((str(e), str(x.error)) for e, x in list(self._excluded.items())[:NAMED]),
+            excluded=tuple((str(e), str(x.error)) for e, x in list(excluded.items())[:NAMED]),
             names_refused=self._streams.asked.refused,
         )
 
     def standing(self) -> Standing:
         """Unsettled is who no live stream carries, or whose history has not been read since it did."""
         clock, now = self._streams.clock_ns(), anyio.current_time()
-        if clock is None or not self._is_listed or not self._followed or self._feed.is_blocked:
+        if clock is None or not self._listing.is_whole or not self._followed or self._feed.is_blocked:
             return Standing(clock, None)
         behind = (
             entity
             for entity, each in self._followed.items()
-            if (each.streams == 0 or each.hold > now) and entity not in self._excluded
+            if (each.streams == 0 or each.hold > now) and entity not in self._exclusion.now
         )
         return Standing(clock, frozenset(behind))
 
@@ -202,7 +196,7 @@ class TtsSource:
                 tasks.start_soon(self._reconcile().run)
             await self._add(self._scope.named)
             if self._scope.is_open:
-                tasks.start_soon(self._discover)
+                tasks.start_soon(self._listing.run)
 
     def _reconcile(self) -> Reconcile:
         def standing() -> tuple[int | None, frozenset[Entity] | None]:
@@ -222,6 +216,9 @@ class TtsSource:
         if clock is not None:
             self._streams.set_clock(clock)
         return clock
+
+    async def _clock(self) -> int | None:
+        return self._streams.clock_ns() or await self._server_clock()
 
     async def _check_key(self) -> None:
         """Within one `recycle`, whatever the streams do."""
@@ -284,12 +281,10 @@ class TtsSource:
     def _forget(self, entity: Entity) -> None:
         """*entity* is no longer followed; its streams leave it out when they are renewed."""
         found = self._followed.pop(entity, None)
-        self._excluded.pop(entity, None)
-        self._waits.pop(entity, None)
+        self._exclusion.forget(entity)
         if found is not None:
             self._heal.forget(found)
         self._take_out([entity])
-        self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
 
     def _take_out(self, entities: Iterable[Entity]) -> None:
         gone = set(entities)
@@ -300,12 +295,13 @@ class TtsSource:
                 group.end()
                 self._groups.pop(group, None)
 
-    async def _regroup(self) -> None:
-        """All streams anew, evenly filled; the old ones end when the new ones are there."""
+    async def _even_out(self) -> None:
+        """Streams for what came one by one become few again; the old ones end when the new ones are there."""
+        if len(self._groups) <= len(self._followed) // self._live + SPARE_GROUPS:
+            return
         old = list(self._groups)
-        for group in await self._open_groups(
-            [each for each in self._followed.values() if each.entity not in self._excluded]
-        ):
+        present = [each for each in self._followed.values() if each.entity not in self._exclusion.now]
+        for group in await self._open_groups(present):
             await group.tried.wait()
         for group in old:
             group.end()
@@ -342,42 +338,25 @@ class TtsSource:
         return bool(guilty)
 
     def _leave_out(self, entities: Iterable[Entity], error: SourceError) -> None:
-        now = anyio.current_time()
         found = [self._followed[each] for each in entities if each in self._followed]
         for each in found:
-            wait = self._waits.get(each.entity, SLOW_RETRY)
-            self._waits[each.entity] = min(SLOWEST_RETRY, wait * 2)
-            self._excluded[each.entity] = Excluded(each, error, wait, now + wait)
             self._heal.lost([each])
             self._heal.forget(each)
         self._take_out(each.entity for each in found)
-        if found:
-            self._metrics.source_reconnects.labels(self.name, error.kind).inc()
-            log.warning(
-                "the server refuses to stream some entities, the others go on",
-                source=self.name,
-                entities=[str(each.entity) for each in found[:10]],
-                count=len(found),
-                error=str(error),
-            )
-        self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
+        self._exclusion.leave_out(found, error)
 
     async def _readmit(self) -> None:
-        """Try those again that were left out, each slowly, on streams of their own."""
+        """Try those again that were left out, on streams of their own."""
         while True:
-            now = anyio.current_time()
-            due = [each.followed for each in self._excluded.values() if each.retry_at <= now]
+            due = self._exclusion.due()
             for each in due:
-                del self._excluded[each.entity]
                 self._heal.follow(each)
-            self._metrics.source_excluded.labels(self.name).set(len(self._excluded))
             await self._open_groups(due)
-            soonest = min((each.retry_at for each in self._excluded.values()), default=math.inf)
-            await anyio.sleep(min(10.0, max(0.5, soonest - anyio.current_time())))
+            await anyio.sleep(min(10.0, max(0.5, self._exclusion.next_try() - anyio.current_time())))
 
     def _opened(self, opened: Opened) -> None:
         for each in opened.wanted.entities:
-            self._waits.pop(each, None)
+            self._exclusion.streams_again(each)
         if opened.warnings and opened.warnings != self._warnings:
             log.warning("the server warns", source=self.name, warnings=list(opened.warnings))
         self._warnings = opened.warnings
@@ -391,58 +370,9 @@ class TtsSource:
             self._apart = Group(self._living, gateways, apart=True)
             self._spawn(self._apart)
 
-    # Discovery
-
-    async def _discover(self) -> None:
-        """List, and list again every *recycle* or when an event says that lists have changed."""
-        failures, listed = 0, None
-        while True:
-            self._relist = anyio.Event()
-            before, now = listed, self._streams.clock_ns() or await self._server_clock()
-            found = await discover(self._api, self._scope)
-            told = tuple(described(found.failed))
-            if told and told != self._unlisted:
-                log.warning("lists not complete, what was known of them stays", source=self.name, lists=told)
-            self._unlisted = told
-            self._is_listed = self._is_listed or not found.failed
-            for each in [each for each in self._followed if each not in found.entities]:
-                if not found.keeps(each):
-                    self._forget(each)
-            await self._add(found.entities, before and before - YOUNG)
-            is_whole = all(error.kind == "refused" for error in found.failed.values())
-            listed = now if is_whole else listed
-            if len(self._groups) > len(self._followed) // self._live + SPARE_GROUPS and is_whole:
-                await self._regroup()
-            failures = 0 if is_whole else failures + 1
-            pause = self._living.wait(failures) if failures else self._config.recycle
-            with anyio.move_on_after(min(pause, self._config.recycle)):
-                await self._relist.wait()
-                await anyio.sleep(SETTLE)
-
     def _heard(self, event: Event) -> None:
-        """Creation and deletion, as far as the scope is open."""
-        if self._scope.is_open and self._tasks is not None:
-            found = change(event, self._scope)
-            if found.created or found.deleted or found.lists_changed:
-                self._apply(found, self._tasks)
-
-    def _apply(self, found: Change, tasks: TaskGroup) -> None:
-        for each in found.deleted:
-            self._forget(each)
-        if found.lists_changed:
-            self._relist.set()
-        new = [each for each in found.created if each not in self._followed]
-        if new and not self._created:
-            tasks.start_soon(self._gather)
-        self._created.update(new)
-
-    async def _gather(self) -> None:
-        """Entities created within a moment share a stream; one whose first events came before it has them in
-        its history."""
-        await anyio.sleep(SETTLE)
-        created, self._created = self._created, set()
-        clock = self._streams.clock_ns()
-        await self._add(created, None if clock is None else clock - YOUNG)
+        if self._scope.is_open:
+            self._listing.heard(event)
 
 
 def back(start: str) -> float | None:

@@ -7,7 +7,6 @@ is told once, as `bridge.source.gap`.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
@@ -19,12 +18,12 @@ from bridge.event import Entity, rfc3339
 from bridge.sources.evidence import Break, Evidence, Gap, Verdict, verdict
 from bridge.sources.feed import Feed
 from bridge.sources.followed import UNREAD, Followed
-from bridge.sources.plan import UNKNOWN_HISTORY, backfill_size, key, mixes_levels
+from bridge.sources.plan import UNKNOWN_HISTORY, backfill_size, key
 from bridge.sources.stream import SECOND, Opened, Streams, Wanted
+from bridge.sources.turns import Turns
 
 log = structlog.get_logger()
 
-FULL_SOON = 50  # events of an entity after which its history is read again: half of what is kept for certain
 KEPT = 100  # events of an entity the server keeps in any case
 LATE = 1.5  # times `recycle` after which a reading is late
 TRIES = 2  # more readings before what is not in history is believed to be gone
@@ -65,10 +64,7 @@ class Heal:
         self._wait = wait
         self._exclude = exclude
         self._broken = Break()
-        self._resuming: dict[Entity, Followed] = {}
-        self._busy: dict[Entity, Followed] = {}
-        self._calm: OrderedDict[Entity, Followed] = OrderedDict()
-        self._reading: set[Entity] = set()
+        self._turns = Turns(recycle)
         self._readers = 0
         self._failures = 0
         self._wake = anyio.Event()
@@ -81,36 +77,32 @@ class Heal:
 
     def follow(self, each: Followed) -> None:
         """From now on *each* is read in turns; one with a cursor of an earlier process is to be resumed."""
-        self._calm[each.entity] = each
+        self._turns.add(each)
         if each.is_unread and each.lost_at < math.inf:
             self._broken.open.add(each.entity)
 
     def forget(self, each: Followed) -> None:
         """*each* is gone, or cannot be followed for now."""
-        for queue in (self._resuming, self._busy, self._calm):
-            queue.pop(each.entity, None)
+        self._turns.remove(each)
         self._broken.open.discard(each.entity)
 
     def lost(self, found: Iterable[Followed]) -> None:
         """No live stream carries these any more: their cursors stand still until history has been read."""
         now, clock = anyio.current_time(), self._streams.clock_ns() or 0
         for each in found:
-            self._resuming.pop(each.entity, None)
+            self._turns.suspend(each)
             if each.cursor_ns is not None and not each.is_unread:
                 each.hold, each.lost_at, each.lost_ns = UNREAD, now, clock
                 self._broken.open.add(each.entity)
 
     def resume(self, found: Iterable[Followed]) -> None:
-        """A live stream carries these again: read what came in between, most urgent first."""
-        for each in sorted(found, key=urgency, reverse=True):
-            if each.is_unread and each.entity not in self._reading:
-                self._resuming[each.entity] = each
+        """A live stream carries these again: read what came in between."""
+        self._turns.resume(each for each in found if each.is_unread)
         self._wake.set()
 
     def stir(self, each: Followed) -> None:
-        """An event came by *each*: is its history to be read before its turn?"""
-        if each.events >= FULL_SOON and each.entity not in self._busy and self.has_store:
-            self._busy[each.entity] = each
+        """An event came by *each*: its history may fill up before its turn."""
+        if self.has_store and self._turns.is_full_soon(each):
             self._wake.set()
 
     # Reading
@@ -121,12 +113,11 @@ class Heal:
             tasks.start_soon(self._show_ratio)
             while True:
                 batch: list[Followed] = []
-                if self._is_due():
+                if self.has_store and self._readers < READERS and self._turns.is_due(anyio.current_time()):
                     await self._streams.pace.turn(urgent=False)
-                    batch = self._next()
+                    batch = self._turns.next(self.backfill_size, anyio.current_time())
                 if batch:
                     self._readers += 1
-                    self._reading.update(each.entity for each in batch)
                     tasks.start_soon(self._read, tasks, batch)
                     await anyio.lowlevel.checkpoint()
                 else:
@@ -134,52 +125,12 @@ class Heal:
                     with anyio.move_on_after(self._until_turn()):
                         await self._wake.wait()
 
-    def _is_due(self) -> bool:
-        if not self.has_store or self._readers >= READERS:
-            return False
-        first = next(iter(self._calm.values()), None)
-        turn = first is not None and first.turn_at <= anyio.current_time()
-        return turn or any(each.streams for each in (*self._resuming.values(), *self._busy.values()))
-
     def _until_turn(self) -> float:
-        """Seconds until the next entity has its turn; READERS that end wake earlier."""
-        first = next(iter(self._calm.values()), None)
-        if first is None or not self.has_store or self._readers >= READERS:
+        """Seconds until the next turn; readers that end wake earlier."""
+        turn = self._turns.next_turn()
+        if turn is None or not self.has_store or self._readers >= READERS:
             return self._recycle
-        return max(LEAST_WAIT, first.turn_at - anyio.current_time())
-
-    def _next(self) -> list[Followed]:
-        """Who is read together next: what a break may have lost, then who fills up, then whose turn it is."""
-        batch: list[Followed] = []
-        for each in (*self._resuming.values(), *busiest(self._busy.values())):
-            if len(batch) < self.backfill_size and self._joins(batch, each):
-                batch.append(each)
-        now = anyio.current_time()
-        while self._calm and len(batch) < self.backfill_size:
-            each = next(iter(self._calm.values()))
-            if now < each.turn_at:
-                break
-            self._put_off(each, now)
-            if self._joins(batch, each):
-                batch.append(each)
-            elif each.streams and each.entity not in self._reading and each not in batch:
-                self._busy[each.entity] = each
-        for each in batch:
-            self._resuming.pop(each.entity, None)
-            self._busy.pop(each.entity, None)
-            self._put_off(each, now)
-        return batch
-
-    def _put_off(self, each: Followed, now: float) -> None:
-        """Its next turn is *recycle* after *now*."""
-        each.turn_at = now + self._recycle
-        if each.entity in self._calm:
-            self._calm.move_to_end(each.entity)
-
-    def _joins(self, batch: list[Followed], each: Followed) -> bool:
-        if each.streams == 0 or each.entity in self._reading or each in batch:
-            return False
-        return not mixes_levels([*(other.entity for other in batch), each.entity])
+        return max(LEAST_WAIT, turn - anyio.current_time())
 
     async def _read(self, tasks: TaskGroup, batch: list[Followed]) -> None:
         """One stream of history: opened, read until it is quiet, closed."""
@@ -193,7 +144,7 @@ class Heal:
                 await self._failed(batch, opened.error or SourceError("ended before it was quiet"))
         finally:
             self._readers -= 1
-            self._reading.difference_update(each.entity for each in batch)
+            self._turns.release(batch)
             self._wake.set()
 
     async def _failed(self, batch: list[Followed], error: SourceError) -> None:
@@ -202,8 +153,8 @@ class Heal:
             self._failures += 1
             await anyio.sleep(self._wait(self._failures))
         for each in batch:
-            if each.entity in self._calm and each.streams:
-                (self._resuming if each.is_unread else self._busy)[each.entity] = each
+            if each.entity in self._turns.followed and each.streams:
+                self._turns.again(each)
 
     async def reading(self, batch: Iterable[Followed], *, is_live: bool = False) -> Wanted:
         """The stream that reads the history of *batch*, from its oldest cursor after a break, else from the
@@ -246,6 +197,9 @@ class Heal:
             self.largest_history = max(self.largest_history, shown.count)
             if each.streams == 0 or self._is_doubtful(each, shown):
                 continue
+            if each.is_unread and not shown.is_break:  # it broke after this reading had begun
+                self._turns.again(each)
+                continue
             each.readings = [other for other in each.readings if other not in (shown, each.doubted)]
             each.doubted = None
             found = verdict(shown, clock, filtered=self._streams.asked.is_filtered)
@@ -263,7 +217,7 @@ class Heal:
             return False
         each.tries += 1
         each.doubted = shown
-        (self._resuming if each.is_unread else self._busy)[each.entity] = each
+        self._turns.again(each)
         self._wake.set()
         return True
 
@@ -291,7 +245,7 @@ class Heal:
         if not each.read_ns:
             each.read_ns = max(1, each.known_ns - int(self._recycle * SECOND))
         if (opened.wanted.after or 0) > max(0, each.read_ns - self._overlap_ns):
-            self._busy[each.entity] = each
+            self._turns.again(each)
             self._wake.set()
             return
         in_time = opened.start - each.read_at <= self._recycle * LATE
@@ -299,15 +253,12 @@ class Heal:
         each.read_ns, each.read_at = opened.start_ns, opened.start
         each.anchor, each.anchor_ns = shown.recent, shown.cursor
         each.events = max(0, each.events - shown.events)
-        if each.events < FULL_SOON:
-            self._busy.pop(each.entity, None)
-        self._put_off(each, opened.start)
+        self._turns.was_read(each, opened.start)
 
     async def without_store(self, opened: Opened) -> None:
         """There is no history to read: what a break lost is lost."""
         self.has_store = False
-        self._resuming.clear()
-        self._busy.clear()
+        self._turns.clear()
         for each in opened.wanted.entities.values():
             if each.is_unread:
                 since = each.cursor_ns or opened.start_ns
@@ -320,7 +271,7 @@ class Heal:
 
     async def _tell(self, cause: str) -> None:
         gaps = self._broken.told()
-        unproven = sum(each.unproven for each in self._calm.values())
+        unproven = sum(each.unproven for each in self._turns.followed.values())
         self._feed.metrics.source_unproven.labels(self._feed.name).set(unproven)
         if not gaps:
             return
@@ -341,7 +292,7 @@ class Heal:
         while True:
             now = anyio.current_time()
             late = self._recycle * LATE
-            followed = list(self._calm.values())
+            followed = list(self._turns.followed.values())
             good = sum(
                 each.in_time and each.events <= KEPT and now - each.read_at <= late for each in followed
             )
@@ -369,12 +320,3 @@ def evidence(each: Followed) -> Evidence:
     )
     each.readings = [*each.readings[1 - READINGS :], made]
     return made
-
-
-def urgency(each: Followed) -> tuple[int, int]:
-    """The busiest and most recently heard lose first what history trims."""
-    return each.events, each.cursor_ns or 0
-
-
-def busiest(found: Iterable[Followed]) -> list[Followed]:
-    return sorted(found, key=lambda each: -each.events)
