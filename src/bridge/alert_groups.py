@@ -50,6 +50,9 @@ class Group(msgspec.Struct, omit_defaults=True, gc=False):
     flush: int | None = None
     """When it is to be looked at next."""
     sent: int = 0
+    """When it was last told, or would have been, had bridge been there."""
+    renewed: int = 0
+    """When it was last told in fact: repeats count from there, so that they do not pile up."""
     told: int = 0
     """When it was first told as firing."""
     escalated: bool = False
@@ -111,9 +114,17 @@ def _look(group: Group, at: int) -> None:
 
 
 def flush(
-    alert: Alert, key: str, group: Group, now: int, suppressed: Callable[[str], Suppression | None]
+    alert: Alert,
+    key: str,
+    group: Group,
+    due: int,
+    now: int,
+    suppressed: Callable[[str], Suppression | None],
 ) -> list[Notice]:
-    """What is to be said of *group* at *now*; afterwards `group.flush` says when to ask again."""
+    """What is to be said of *group* at *now*; afterwards `group.flush` says when to ask again.
+
+    It was *due* before, if bridge was not there then.
+    """
     group.flush = None
     muted = muted_until(alert.mute, now / SECOND) if alert.mute else None
     if muted is not None:
@@ -127,7 +138,7 @@ def flush(
     notices: list[Notice] = []
     if is_new or (firing and _repeats(alert, group, now)):
         notices.append(_notice(alert, key, group, seen, now, _sinks(alert, group)))
-        _was_told(group, seen, now, bool(firing))
+        _was_told(group, seen, due, now, bool(firing))
     elif firing and _escalates(alert, group) <= now:
         group.escalated = True
         notices.append(_notice(alert, key, group, seen, now, alert.grouping.escalate_to, escalated=True))
@@ -142,7 +153,7 @@ def _held(member: Member, suppressed: Callable[[str], Suppression | None], key: 
 
 def _repeats(alert: Alert, group: Group, now: int) -> bool:
     repeat = alert.grouping.repeat
-    return repeat is not None and now >= group.sent + repeat
+    return repeat is not None and now >= group.renewed + repeat
 
 
 def _escalates(alert: Alert, group: Group) -> int:
@@ -159,9 +170,9 @@ def _sinks(alert: Alert, group: Group) -> tuple[str, ...]:
     return alert.tells
 
 
-def _was_told(group: Group, seen: Mapping[str, Member], now: int, is_firing: bool) -> None:
-    group.sent = now
-    group.told = (group.told or now) if is_firing else 0
+def _was_told(group: Group, seen: Mapping[str, Member], due: int, now: int, is_firing: bool) -> None:
+    group.sent, group.renewed = due, now
+    group.told = (group.told or due) if is_firing else 0
     for each, member in seen.items():
         if member.ends:
             del group.members[each]
@@ -174,7 +185,7 @@ def _next(alert: Alert, group: Group, held: Iterable[Suppression], now: int) -> 
     due = [each.until for each in held]
     if group.told and any(member.told and not member.ends for member in group.members.values()):
         if alert.grouping.repeat is not None:
-            due.append(group.sent + alert.grouping.repeat)
+            due.append(group.renewed + alert.grouping.repeat)
         due.append(_escalates(alert, group))
     due = [each for each in due if each < 1 << 62]
     group.flush = max(min(due), now + 1) if due else None
