@@ -27,6 +27,7 @@ from bridge.sinks.alertmanager_state import (
     posted_once,
     truly,
 )
+from bridge.sinks.preview import previews
 from tests.notifications import member, notification
 
 NOW = 1_795_467_600.0  # 2026-11-23T21:00:00Z
@@ -214,3 +215,10 @@ def test_a_mistake_says_what_to_do(keys: dict[str, str], advice: str) -> None:
     with pytest.raises(ValidationError, match=advice) as caught:
         config(**keys)
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_would_be_posted_can_be_seen_before() -> None:
+    """`explain` and the page show the very document."""
+    (shown,) = previews(config(), notification(since=NOW - 300, at=NOW), {})
+    assert json.loads(shown.body) == [posted(told(), NS)]
+    assert (shown.sink, shown.error) == ("am", "")
