@@ -162,7 +162,7 @@ class AlertReader:
         ratio = self.number(entry, "ratio", path)
         if ("ratio" in entry) != ("of" in entry):
             self.wrong(
-                path, "ratio and of belong together: of all events that match of, match more than ratio"
+                path, "ratio and of belong together: of what matches of, more than ratio matches match"
             )
         if ratio is not None and not 0 <= ratio < 1:
             self.wrong((*path, "ratio"), "must be a part of 1, such as 0.1")
