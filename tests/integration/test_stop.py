@@ -63,7 +63,7 @@ async def test_what_is_in_flight_ends_and_the_rest_waits(tmp_path: Path) -> None
         bridge = await announced(start(tmp_path))
         await until(bridge, lambda status: status["sinks"]["crm"]["delivered"] >= 20)
         code, took = await terminated(bridge)
-        assert (code, took < 5.0) == (0, True)
+        assert (code, took < 15.0) == (0, True)
         assert len(posted) < EVENTS
 
         slow = Reply()
@@ -85,5 +85,5 @@ async def test_a_receiver_that_hangs_does_not_hold_up_the_end(tmp_path: Path) ->
         code, took = await terminated(bridge)
 
     assert code == 0
-    assert 0.9 < took < 6.0
+    assert 0.9 < took < 15.0
     assert await violations(tmp_path / "bridge.db") == []
