@@ -6,6 +6,7 @@
     ├── SourceError    a stream broke or was refused: reconnect as `kind` says
     ├── FrameError     one frame is no event: count it, skip it, read on
     ├── RenderError    a template failed on one event: that delivery is a dead letter
+    ├── AnswerError    an HTTP answer that is none: the attempt failed as if the connection broke
     └── OutboxError    the store did not take a transaction: nothing of it happened, try again
 
 No message repeats a configured value: any of them may be a secret.
@@ -85,6 +86,10 @@ class FrameError(BridgeError):
 
 class RenderError(BridgeError):
     """A template or format failed on one event."""
+
+
+class AnswerError(BridgeError):
+    """What came instead of an HTTP answer, or that nothing did."""
 
 
 class OutboxError(BridgeError):

@@ -7,20 +7,19 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import version
 from ipaddress import IPv6Address
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.abc import AbstractResolver
 from pydantic import AfterValidator, SecretStr
 
 from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
+from bridge.errors import AnswerError
 from bridge.retry import http_outcome
 from bridge.sinks.guard import Policy, blocked, openable
+from bridge.sinks.http1_client import BlockedError, Client, ProxyError, Resolver, Route, system, through
 
 USER_AGENT = f"bridge/{version('tts-event-bridge')}"
 CONNECT = 10.0  # seconds for name, connection and TLS, inside the attempt's timeout
@@ -44,39 +43,12 @@ SecretUrl = Annotated[SecretStr, AfterValidator(_secret_http_url)]
 """A URL with a token or a password in it."""
 
 
-class BlockedError(OSError):
-    """The guard does not let this address be reached."""
-
-
-_tried: ContextVar[list[str | None]] = ContextVar("tried")
-"""Of the attempt that runs: for each address it came to, why it was refused, or None."""
-
-
-def guarded(policy: Policy, host: str) -> aiohttp.connector.SocketFactoryType:
-    """Makes sockets for connections to *host*; raises BlockedError for an address that may not be reached.
-
-    It is called with the very address of the connect that follows, so a name that resolves differently the
-    second time gains nothing.
-    """
-
-    def make(info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = info
-        why = blocked(str(address[0]), policy, host)
-        _tried.get([]).append(why)
-        if why:
-            raise BlockedError(why)
-        return socket.socket(family, kind, protocol)
-
-    return make
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where one sink posts to, and how.  *hidden*: what must not come back in an answer that is kept."""
 
     url: str
-    session: aiohttp.ClientSession
-    proxy: str | None = None
+    client: Client
     refused: str | None = None
     """Why the URL's own address may not be reached, where a proxy would connect to it for us."""
     hidden: Sequence[str] = ()
@@ -92,34 +64,37 @@ async def target(
     tls: ssl.SSLContext,
     proxy: str | None = None,
     hidden: Sequence[str] = (),
-    resolver: AbstractResolver | None = None,
+    resolver: Resolver | None = None,
 ) -> AsyncIterator[Target]:
     """A client for one sink: nothing is shared with another. *timeout* in seconds for a whole attempt.
 
+    *limit* connections are kept between attempts; each attempt that runs has one, more are not made.
     With *proxy* the address connected to is the proxy's, which the operator chose: it may be private.
     What it connects to for us is judged only where the URL holds an address; names are the proxy's
     business. Nothing is ever taken from the environment.
     """
     host = urlsplit(url).hostname or ""
     reached = urlsplit(proxy).hostname or "" if proxy else host
-    connector = aiohttp.TCPConnector(
-        limit=limit,
-        ssl=tls,
-        socket_factory=guarded(Policy(allow_private=True) if proxy else policy, reached),
-        resolver=resolver,
-        use_dns_cache=True,
-        ttl_dns_cache=10,
+    let_through = Policy(allow_private=True) if proxy else policy
+    client = Client(
+        Route(
+            url,
+            lambda address: blocked(address, let_through, reached),
+            tls,
+            proxy,
+            system if resolver is None else through(resolver),
+        ),
+        timeout=timeout,
+        connect=CONNECT,
+        keep_idle=limit,
+        keep=RESPONSE_LIMIT,
+        headers={"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"},
     )
     refused = blocked(literal(host) or "", policy, host) if proxy and literal(host) else None
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT, timeout)),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        auto_decompress=False,
-    ) as session:
-        yield Target(url, session, proxy, refused, tuple(each for each in hidden if each))
+    try:
+        yield Target(url, client, refused, tuple(each for each in hidden if each))
+    finally:
+        await client.close()
 
 
 def literal(host: str) -> str | None:
@@ -147,33 +122,12 @@ async def post(to: Target, body: bytes, headers: Mapping[str, str]) -> Answer | 
     """One POST: the answer, or the outcome of not getting one. Redirects are not followed."""
     if to.refused:
         return _refusal(to.refused)
-    tried: list[str | None] = []
-    token = _tried.set(tried)
     try:
-        async with to.session.post(
-            to.url, data=body, headers=headers, allow_redirects=False, proxy=to.proxy
-        ) as response:
-            text = without(await _beginning(response), to.hidden)
-            return Answer(response.status, text, response.headers.get("Retry-After"))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        refused = tried[0] if tried and all(tried) else None
-        return _refusal(refused) if refused else failed(error)
-    finally:
-        _tried.reset(token)
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> str:
-    """Up to RESPONSE_LIMIT bytes of the body; what breaks it off does not change what the status said."""
-    kept = bytearray()
-    try:
-        while len(kept) < RESPONSE_LIMIT:
-            chunk = await response.content.read(RESPONSE_LIMIT - len(kept))
-            if not chunk:
-                break
-            kept += chunk
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        pass
-    return kept.decode(errors="replace")
+        response = await to.client.post(body, headers)
+    except (AnswerError, OSError, ValueError) as error:
+        return failed(error)
+    text = without(response.body.decode(errors="replace"), to.hidden) if response.body else ""
+    return Answer(response.status, text, response.retry_after)
 
 
 def without(text: str, hidden: Sequence[str]) -> str:
@@ -190,12 +144,14 @@ def _refusal(why: str) -> Outcome:
 
 def failed(error: Exception) -> Outcome:
     """What an attempt without an answer means (DESIGN.md §2.5): names and TLS are the sink's fault."""
-    if isinstance(error, aiohttp.ClientHttpProxyError):
+    if isinstance(error, BlockedError):
+        return _refusal(str(error))
+    if isinstance(error, ProxyError):
         return _proxy_refused(error.status)
     tls = _tls_error(error)
     if tls:
         return Pause(Failure("tls", f"TLS failed: {tls}"))
-    if isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.InvalidURL):
+    if isinstance(error, socket.gaierror):
         return Pause(Failure("dns", "the name does not resolve"))
     if isinstance(error, TimeoutError):
         return RetryLater(Failure("timeout", "no answer in time"))
@@ -216,22 +172,18 @@ def _tls_error(error: BaseException | None) -> str | None:
     """
     seen = 0
     while error is not None and seen < 10:
-        inner = getattr(error, "certificate_error", None) or error
-        if isinstance(inner, ssl.SSLError | ssl.CertificateError) and not isinstance(
-            inner, ssl.SSLEOFError | ssl.SSLZeroReturnError
+        if isinstance(error, ssl.SSLError | ssl.CertificateError) and not isinstance(
+            error, ssl.SSLEOFError | ssl.SSLZeroReturnError
         ):
-            return getattr(inner, "reason", None) or "handshake failed"
-        if isinstance(inner, aiohttp.ClientSSLError):
-            return "handshake failed"
+            return getattr(error, "reason", None) or "handshake failed"
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
 
 
 def _reason(error: Exception) -> str:
     """What went wrong in words that name neither host nor path."""
-    inner = getattr(error, "os_error", None) or error
-    if isinstance(inner, OSError) and inner.errno:
-        return os.strerror(inner.errno).lower()
-    if isinstance(inner, aiohttp.ServerDisconnectedError):
-        return "the connection was closed before an answer"
-    return f"connection failed ({type(inner).__name__})"
+    if isinstance(error, AnswerError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return f"connection failed ({type(error).__name__})"
