@@ -6,13 +6,14 @@ ARG PYTHON_IMAGE=python:3.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ARG SOURCE_DATE_EPOCH=0
-ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE CHANGELOG.md constraints.txt ./
 COPY src src
 COPY rules rules
 RUN ["python", "-m", "venv", "/opt/bridge"]
-RUN ["/opt/bridge/bin/pip", "install", "--no-compile", "-c", "constraints.txt", ".[all]"]
+# With SOURCE_DATE_EPOCH what pip compiles is told apart by hashes, not times (PEP 552): the same bytes each time.
+RUN ["/opt/bridge/bin/pip", "install", "-c", "constraints.txt", ".[all]"]
 RUN ["/opt/bridge/bin/pip", "uninstall", "--yes", "pip"]
 RUN ["install", "-d", "-m", "0750", "-o", "10001", "-g", "10001", "/data"]
 
