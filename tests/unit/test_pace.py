@@ -102,3 +102,23 @@ def test_the_rate_holds_for_any_arrivals(rate: float, burst: int, gaps: list[flo
     for i, start in enumerate(taken):
         for j, end in enumerate(taken[i:], 1):
             assert j <= burst + rate * (end - start + 0.02) + 1 + 1e-6
+
+
+async def test_a_release_ends_the_waiting_and_gives_the_places_back() -> None:
+    """Who waits when a receiver asks for rest is not sent then; who comes later waits one interval."""
+    pace = Pace(1.0)
+    turns: list[tuple[float, bool]] = []
+
+    async def wait() -> None:
+        turns.append((anyio.current_time() - began, await pace.turn()))
+
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(wait)
+        await anyio.sleep(0.5)
+        pace.release()
+    assert sorted(came for _, came in turns) == [False] * 9 + [True]
+    assert anyio.current_time() - began == 0.5
+    assert await pace.turn()
+    assert anyio.current_time() - began <= 1.5

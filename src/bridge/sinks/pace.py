@@ -43,6 +43,7 @@ class Pace:
         self._ahead = max((burst - 1) * self._interval, GRAIN if rate else 0.0)
         self._full = 0.0
         self._clock = clock
+        self._released = anyio.Event()
 
     def take(self) -> bool:
         """Whether a request may be made right now; if so, it counts as made."""
@@ -52,12 +53,25 @@ class Pace:
         self._full = max(self._full, now) + self._interval
         return True
 
-    async def turn(self) -> None:
-        """Return when the next request may be made. A waiter that is cancelled leaves its place empty."""
+    async def turn(self) -> bool:
+        """Return when the next request may be made; False if `release` ended the waiting.
+
+        A waiter that is cancelled leaves its place empty.
+        """
         if not self._interval:
-            return
+            return True
         now = self._clock()
         start = self._full - self._ahead
         self._full = max(self._full, now) + self._interval
-        if start > now:
-            await anyio.sleep(start - now)
+        if start <= now:
+            return True
+        released = self._released
+        with anyio.move_on_after(start - now):
+            await released.wait()
+        return not released.is_set()
+
+    def release(self) -> None:
+        """End the waiting of all that wait now: the receiver wants nothing for a while."""
+        self._released.set()
+        self._released = anyio.Event()
+        self._full = min(self._full, self._clock() + self._interval)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from bridge.delivery import Delivery, Failure, Outcome, Rejected
+from bridge.delivery import Delivery, Failure, Outcome, Pause, Rejected
 from bridge.errors import RenderError
 from bridge.fields import Duration, Section, Size
 from bridge.formats import Encoder, Payload, is_json
@@ -193,6 +193,8 @@ class Webhook:
         self._to = to
         self._now = now
         self._pace = Pace(config.rate_limit)
+        self._paused = Pause(Failure("rate_limited", "the receiver wants a pause"))
+        """The last answer that pauses the sink; it is also that of those who waited for their turn then."""
 
     async def send(self, delivery: Delivery) -> Outcome:
         if self.batch_limits.max_events > 1:
@@ -223,7 +225,15 @@ class Webhook:
         return await self._post(payload, batch_id([each.delivery.id for each in elements]))
 
     async def _post(self, payload: Payload, message_id: str) -> Outcome:
-        await self._pace.turn()
+        if not await self._pace.turn():
+            return self._paused
+        outcome = await self._request(payload, message_id)
+        if isinstance(outcome, Pause):
+            self._paused = outcome
+            self._pace.release()
+        return outcome
+
+    async def _request(self, payload: Payload, message_id: str) -> Outcome:
         signed = signing.headers(self._keys, message_id, int(self._now()), payload.body)
         headers = {"Content-Type": payload.content_type, **payload.headers, **self._headers, **signed}
         answer = await post(self._to, payload.body, headers)
