@@ -185,7 +185,7 @@ class Day:
         for a, b in spans:
             begin = max(a, end)
             if b > begin:
-                total += min(b, until) - begin
+                total += max(0.0, min(b, until) - begin)
                 end = b
         return total
 

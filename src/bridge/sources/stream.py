@@ -90,7 +90,7 @@ class Opened:
         must have come for *overlap* seconds, since a connection may stall.
         """
         while not self.ended.is_set():
-            quiet = min(QUIET, overlap) if self._is_replayed() else overlap
+            quiet = QUIET if self._is_replayed() else max(QUIET, overlap)
             due = min(self.last_old + quiet, self.start + LONGEST)
             if anyio.current_time() >= due:
                 return True
