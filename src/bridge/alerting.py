@@ -111,17 +111,18 @@ class Alerting:
         self._unsettled: Unsettled = {}
         self._dirty: dict[Row, None] = {}
         self._swept = 0
+        self._leaving: dict[str, Alert | None] = {}
         self._sources: dict[tuple[str, ...], tuple[str, ...]] = {}
         """One tuple for all that have the same sources."""
 
     # Config and store
 
     def configure(self, alerts: AlertSet, overlap: int) -> None:
-        """From now on watch *alerts*; states of others, or of another kind, are dropped."""
+        """From now on watch *alerts*. Others end with the next tick; states of another kind are dropped."""
         self._overlap = overlap
+        gone = {*self._tracks, *self._groups} - set(alerts.by_name)
+        self._leaving |= {name: self.alerts.by_name.get(name) for name in gone - set(self._leaving)}
         self.alerts = alerts
-        for name in {*self._tracks, *self._groups} - set(alerts.by_name):
-            self._drop(name)
         for alert in alerts.alerts:
             tracks = self._tracks.setdefault(alert.name, {})
             self._groups.setdefault(alert.name, {})
@@ -132,6 +133,26 @@ class Alerting:
                 self._schedule(alert, key, track)
             self._groups.setdefault(alert.name, {})
             self._active.setdefault(alert.name, set())
+
+    def _leave(self) -> list[Notice]:
+        """Alerts that are in no file any more: what was told as firing is told as resolved."""
+        notices: list[Notice] = []
+        leaving, self._leaving = self._leaving, {}
+        for name, alert in leaving.items():
+            if name in self.alerts.by_name:
+                continue
+            if alert is not None:
+                notices += self._ended(alert)
+            self._drop(name)
+        return notices
+
+    def _ended(self, alert: Alert) -> list[Notice]:
+        notices: list[Notice] = []
+        for key, group in self._groups.get(alert.name, {}).items():
+            for each in list(group.members):
+                alert_groups.resolved(alert, group, each, self.now, self.now)
+            notices += alert_groups.flush(alert, key, group, self.now, self.now, lambda _: None)
+        return notices
 
     def _drop(self, name: str) -> None:
         for key, track in self._tracks.pop(name, {}).items():
@@ -261,7 +282,7 @@ class Alerting:
             for name, key in parked:
                 self._reschedule(name, key)
         self._upto = max(self._upto, self.now - self._overlap)
-        notices: list[Notice] = []
+        notices = self._leave()
         left = AT_ONCE
         while left > 0:
             due = self._due[0][0] + self._overlap if self._due else None

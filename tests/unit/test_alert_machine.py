@@ -29,9 +29,9 @@ alerts:
     kind: absent
     match: {name: as.up.data.forward}
     by: device
-    for: 45s
+    for: 20s
     group_by: [application]
-    group_wait: 15s
+    group_wait: 30s
     group_interval: 30s
     send: [ops]
   - name: learned
@@ -92,7 +92,7 @@ class Alerts(RuleBasedStateMachine):
         data = {} if battery is None else {"battery": battery}
         self.happen(event(name, self.life.now, device(id), data, id=f"{len(self.events):06}"), late)
 
-    @rule(seconds=st.integers(1, 60))
+    @rule(seconds=st.integers(1, 40))
     def time_goes_on(self, seconds: int) -> None:
         for _ in range(seconds):
             now = self.life.now + 1

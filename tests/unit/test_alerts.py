@@ -13,6 +13,7 @@ from bridge import decode
 from bridge.alert_parts import SECOND, extended
 from bridge.alerting import GAP
 from bridge.event import Entity, Event, rfc3339
+from bridge.rules import upstream_names
 from bridge.silences import Silence, matcher
 from tests.alerting import START, Life, alert_set, device, event, gateway, play
 from tests.recordings import documents, json_bytes
@@ -465,6 +466,20 @@ def test_a_silence_keeps_back_and_what_still_fires_is_told_when_it_ends() -> Non
     assert words(quiet) == []
 
 
+def test_an_alert_that_is_taken_out_of_the_rules_ends() -> None:
+    """With a reload: who was told is told; near miss: a reload that keeps it."""
+    life = Life(alerts(DOWN))
+    life.see(disconnect(0)[1])
+    life.run(20)
+    life.engine.configure(alerts(DOWN), 10 * SECOND)
+    life.run(30)
+    life.engine.configure(alerts(with_(SILENT, "for: 1h")), 10 * SECOND)
+    life.run(40)
+
+    assert words(life) == [(11, "firing", "gw1"), (31, "resolved", "gw1")]
+    assert life.rows == {}
+
+
 def test_nobody_is_told_at_night() -> None:
     """Mute times hold everything until they end; START is 21:20."""
     text = with_(DOWN, "mute: [{times: ['21:00-21:30']}]", "repeat_interval: never")
@@ -544,3 +559,26 @@ def test_an_event_no_alert_can_want_is_let_go_by_its_name() -> None:
     assert found.sights(Event("gs.up.receive", "", 0, "x", (), b"not JSON"), lambda each: each) == []
     assert found.may_look("gs.gateway.connect")
     assert found.may_look("end_device.delete")
+
+
+def test_what_alerts_need_is_asked_of_the_server() -> None:
+    """Beside their blocks the deletions of what they go by; own events are none of the server's."""
+    own = """
+  - name: gaps
+    kind: threshold
+    match: {name: bridge.source.gap}
+    by: data.source
+    count: 1
+    within: 1h
+    send: [ops]
+"""
+    found = alerts(DOWN, with_(SILENT, "for: 1h"), own)
+
+    assert upstream_names(found.matchers()) == [
+        "as.up.data.forward",
+        "end_device.delete",
+        "gateway.delete",
+        "gs.gateway.connect",
+        "gs.gateway.connection.stats",
+        "gs.gateway.disconnect",
+    ]
