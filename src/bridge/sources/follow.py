@@ -248,6 +248,8 @@ class TtsSource:
         for each in new:
             self._followed[each.entity] = each
             self._heal.follow(each)
+            if self._apart is not None and each.entity.kind == "gateway":
+                self._apart.entities[each.entity] = each
         await self._open_groups(new)
 
     async def _open_groups(self, found: Sequence[Followed]) -> list[Group]:
