@@ -21,9 +21,9 @@ from bridge.sources.upstream import TAIL
 __all__ = ["after", "backfill_size", "carriers", "culprits", "group_size", "grouped", "identifier", "key"]
 
 LIVE = 500
-"""Identifiers of a live stream. Measured (tests/bench/bench_tenant.py) with 10,300 of them and bursts of 3,000
-events at once: 100 a stream need 103 openings a renewal, 500 and 2,500 lose nothing, one stream for all loses
-two thirds of a burst until they are read again."""
+"""Identifiers of a live stream. Measured (tests/bench/bench_tenant.py) with 10,300 of them and bursts of
+3,000 events at once: 100 a stream need 103 openings a renewal, 500 and 2,500 lose nothing, one stream for all
+loses two thirds of a burst until they are read again."""
 BACKFILL = 5  # entities of a stream that reads history, at most
 UNKNOWN_HISTORY = 200  # entries an entity may have: `XADD MAXLEN ~ 100` keeps up to 199 (pkg/events/redis)
 LIVE_SHARE = 0.25  # of the rate budget that renewing live streams may use
