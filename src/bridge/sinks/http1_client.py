@@ -25,6 +25,7 @@ STAGGER = 0.25  # seconds an address has before the next is tried beside it (RFC
 REMEMBERED = 10.0  # seconds the addresses of a name are used again
 IDLE = 15.0  # seconds a connection is kept for another request, unless the receiver says less
 MARGIN = 1.0  # seconds before a receiver closes an idle connection, in which a request could meet the close
+LISTENING = 0.5  # seconds a server has to refuse a connection on which nothing is written
 CLOSING = 1.0  # seconds for connections to be gone in the end
 
 
@@ -157,7 +158,27 @@ class Client:
             except (OSError, AnswerError):
                 if not connection.was_silent:
                     raise
-        return await self._exchange(await self._connect(deadline), whole, deadline)
+        connection = await self._connect(deadline)
+        try:
+            return await self._exchange(connection, whole, deadline)
+        except ConnectionError:
+            if self._to.scheme == "https":
+                await self._refusal(deadline)
+            raise
+
+    async def _refusal(self, deadline: float) -> None:
+        """Raises what TLS says to a connection on which nothing is written, if it says something soon.
+
+        In TLS 1.3 a server tells what it has against our certificate when our side of the handshake is over
+        (RFC 8446 §4.4.2.4). If it has closed by the time a request is written, the write learns of a reset
+        and no more.
+        """
+        connection = await self._connect(deadline)
+        with anyio.move_on_after(LISTENING):
+            await connection.gone.wait()
+        connection.abort()
+        if isinstance(connection.lost, ssl.SSLError):
+            raise connection.lost
 
     async def _exchange(self, connection: Connection, whole: bytes, deadline: float) -> Response:
         response = await connection.exchange(whole, deadline)

@@ -22,11 +22,12 @@ class Connection(asyncio.Protocol):
         self.idle_until = 0.0
         """Until when (the loop's time) another request may be written."""
         self.gone = asyncio.Event()
+        self.lost: Exception | None = None
+        """Why it is gone, if something went wrong."""
         self._loop = asyncio.get_running_loop()
         self._reader = Reader(keep)
         self._waiter: asyncio.Future[Response] | None = None
         self._transport: asyncio.Transport | None = None
-        self._lost: Exception | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,8 +37,9 @@ class Connection(asyncio.Protocol):
         Raises TimeoutError, OSError or AnswerError. The connection is closed unless the answer is reusable.
         """
         if self._transport is None or not self.is_open:
-            raise self._lost or AnswerError(CLOSED)
-        self._waiter = waiter = self._loop.create_future()
+            raise self.lost or AnswerError(CLOSED)
+        waiter: asyncio.Future[Response] = self._loop.create_future()
+        self._waiter = waiter
         self._deadline = deadline
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._due)
@@ -105,7 +107,7 @@ class Connection(asyncio.Protocol):
                 self._end(response)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open, self._lost = False, exc
+        self.is_open, self.lost = False, exc
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
