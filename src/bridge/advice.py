@@ -15,17 +15,16 @@ from bridge.tryout import findings
 def warnings(config: Config) -> list[Mistake]:
     """All that needs no server, a line each; `check --strict` takes them for mistakes."""
     found = lint(config.rule_files, catalogue(), followed=followed(config))
-    file = str(config.files[0]) if config.files else ""
     advice = "no rule sends to it; remove it, or name it in a rule's send"
-    places = {name: Mistake(file, 0, f"sinks.{name}", advice) for name in config.sinks}
-    return [*found, *unused_sinks(config.rule_files, places), *untried(config, file)]
+    places = {name: config.mistake(("sinks", name), advice) for name in config.sinks}
+    return [*found, *unused_sinks(config.rule_files, places), *untried(config)]
 
 
-def untried(config: Config, file: str) -> list[Mistake]:
+def untried(config: Config) -> list[Mistake]:
     """Templates that fail on a sample of an event some rule sends to their sink."""
     alerts = [alert for each in config.rule_files for alert in each.alerts]
     return [
-        Mistake(file, 0, f"sinks.{each.sink}.{each.key}", f"{each.advice} (template)")
+        config.mistake(("sinks", each.sink, each.key), f"{each.advice} (template)")
         for each in findings(config.sinks, config.rule_set.rules, catalogue(), alerts)
     ]
 

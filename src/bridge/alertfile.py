@@ -20,6 +20,7 @@ from bridge.matchfile import block
 from bridge.mute import DAYS, Mute
 from bridge.reading import Reading, did_you_mean
 from bridge.render import ALERT_NAMES, NAMES, Template
+from bridge.rules import LINTS
 from bridge.yamltext import Path
 
 COMMON = (
@@ -110,11 +111,15 @@ class AlertReader:
             summary=self.summary(entry, names, path),
             inhibitors=self.inhibitors(entry.get("inhibited_by", []), (*path, "inhibited_by")),
             mute=self.mute(entry.get("mute", []), (*path, "mute")),
+            allow=self.allow(entry, path),
             tests=stories(self.reading, entry["tests"], (*path, "tests")) if "tests" in entry else (),
             file=self.reading.document.file,
             line=self.reading.document.line(path),
             number=number,
         )
+
+    def allow(self, entry: Mapping[str, Any], path: Path) -> Mapping[str, str]:
+        return self.reading.allowed(entry["allow"], (*path, "allow"), LINTS) if "allow" in entry else {}
 
     # What is watched
 

@@ -107,6 +107,8 @@ class Alert:
     summary: Template | None = None
     inhibitors: tuple[Inhibitor, ...] = ()
     mute: tuple[Mute, ...] = ()
+    allow: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Lints that do not apply here, each with the reason."""
     tests: tuple[Story, ...] = ()
     file: str = ""
     line: int = 0

@@ -61,7 +61,6 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(queue.app, name="queue")
 app.add_typer(silence.app, name="silence")
 app.add_typer(alerts.app, name="alerts")
-app.add_typer(queue.app, name="queue")
 
 
 def main() -> None:

@@ -140,6 +140,7 @@ class Config(BaseSettings):
     _alerts: AlertSet = PrivateAttr(default_factory=lambda: AlertSet(()))
     _rule_files: tuple[RuleFile, ...] = ()
     _hash: str = PrivateAttr(default="")
+    _document: yamltext.Document | None = PrivateAttr(default=None)
     _files: tuple[Path, ...] = PrivateAttr(default=())
 
     @classmethod
@@ -174,6 +175,11 @@ class Config(BaseSettings):
     def hash(self) -> str:
         """Of the files and overrides it was made from: the same on every copy that runs the same config."""
         return self._hash
+
+    def mistake(self, path: yamltext.Path, advice: str) -> Mistake:
+        """*advice* on the key at *path* of the file, with its line."""
+        document = self._document or yamltext.Document("", None, {})
+        return document.mistake(path, advice)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -218,6 +224,7 @@ def load(path: Path, environ: Mapping[str, str], *, no_secrets: bool = False) ->
         config = validated(document, value, path.parent, found)
     if found or config is None:
         raise ConfigError(found)
+    config._document = document
     config._rule_files = tuple(rule_files)
     config._rules = RuleSet.of([rule for each in rule_files for rule in each.rules], catalogue().is_int64)
     config._alerts = AlertSet([alert for each in rule_files for alert in each.alerts], catalogue().is_int64)

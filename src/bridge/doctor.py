@@ -42,11 +42,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """The event names of the catalogue a rule can match; *explicit* if it names any itself."""
+    """The event names of the catalogue a rule or alert can match; *explicit* if it names any itself."""
 
     rule: str
     names: tuple[str, ...]
     explicit: bool
+    kind: Literal["rule", "alert"] = "rule"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.rule}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +114,22 @@ def rights(
 
     Missing rights are no error of the server: the events are just absent (UPSTREAM.md §2.6).
     """
-    lacking: dict[str, dict[str, set[str]]] = {}
+    lacking: dict[Want, dict[str, set[str]]] = {}
     blind = [entity for entity, some in granted.items() if not some]
     for entity, some in granted.items():
         for want in wants if some else ():
             for each in _carried_by(entity.kind, want, carried):
                 if each.rights and each.rights.isdisjoint(some):
                     right = min(each.rights)
-                    lacking.setdefault(want.rule, {}).setdefault(right, set()).add(each.name)
+                    lacking.setdefault(want, {}).setdefault(right, set()).add(each.name)
     if blind:
         says = f"the key has no right on {listing(map(str, blind))}, or it does not exist"
         yield Finding(
             about, "scope", "wrong", says, "correct identifiers, or add the key's owner as collaborator"
         )
     for want in wants:
-        if want.rule in lacking:
-            yield _lacks(about, want, lacking[want.rule], carried, granted)
+        if want in lacking:
+            yield _lacks(about, want, lacking[want], carried, granted)
     if not blind and not lacking and granted:
         yield Finding(about, "rights", "ok", f"enough for all rules on {listing(map(str, granted))}")
 
@@ -141,7 +145,7 @@ def _lacks(
     kinds = {entity.kind for entity in granted}
     possible = {name for kind in kinds for name in (each.name for each in _carried_by(kind, want, carried))}
     verdict: Verdict = "wrong" if want.explicit and hidden >= possible else "note"
-    says = f"rule {want.rule} does not get {listing(sorted(hidden))}"
+    says = f"{want} does not get {listing(sorted(hidden))}"
     return Finding(about, "rights", verdict, says, f"give the key {listing(sorted(missing))}")
 
 
@@ -155,7 +159,7 @@ def reach(
             continue
         needed = sorted({kind for each in known for kind in each.kinds})
         events = listing(each.name for each in known)
-        says = f"rule {want.rule} waits for {events}, which no followed stream carries"
+        says = f"{want} waits for {events}, which no followed stream carries"
         follow = " or ".join(map(_as_identifier, needed))
         advice = f"follow {follow}" if follow else "drop the rule: the server never sends it"
         yield Finding(about, "reach", "wrong", says, advice)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bridge.alerts import Alert
 from bridge.catalogue import DATA, Catalogue, EventName, Wire
 from bridge.cover import covers
 from bridge.errors import Mistake
@@ -48,13 +49,19 @@ def lint(files: Sequence[RuleFile], catalogue: Catalogue, *, followed: Collectio
     warnings: list[Mistake] = []
     for file in files:
         for rule in file.rules:
-            for name, path, advice in _rule(rule, earlier, catalogue, followed):
-                if name not in rule.allow:
-                    warnings.append(
-                        file.document.mistake(("rules", rule.number, *path), f"{advice} ({name})")
-                    )
+            found = _rule(rule, earlier, catalogue, followed)
+            warnings += _told(file, ("rules", rule.number), rule.allow, found)
             earlier.add(rule)
+        for alert in file.alerts:
+            found = _alert(alert, catalogue, followed)
+            warnings += _told(file, ("alerts", alert.number), alert.allow, found)
     return sorted(set(warnings))
+
+
+def _told(file: RuleFile, at: Path, allow: Collection[str], found: Found) -> Iterator[Mistake]:
+    for name, path, advice in found:
+        if name not in allow:
+            yield file.document.mistake((*at, *path), f"{advice} ({name})")
 
 
 def unused_sinks(files: Sequence[RuleFile], sinks: Mapping[str, Mistake]) -> list[Mistake]:
@@ -92,13 +99,9 @@ class _Earlier:
 
 
 def _rule(rule: Rule, earlier: _Earlier, catalogue: Catalogue, followed: Collection[str]) -> Found:
-    for key, matcher in (("match", rule.match), ("unless", rule.unless)):
-        for place in _places(matcher, (key,), catalogue, None) if matcher is not None else ():
-            yield from _names(place, catalogue)
-            yield from _identifiers(place)
-            yield from _content(place, catalogue)
-            if key == "match" and set(followed) == {"application"}:
-                yield from _unheard(place, catalogue)
+    yield from _block("match", rule.match, catalogue, followed)
+    if rule.unless is not None:
+        yield from _block("unless", rule.unless, catalogue, followed)
     if rule.unless is not None and covers(rule.unless, rule.match):
         yield "never", ("unless",), "takes out everything that match lets in: the rule never matches"
     for other in earlier.like(rule):
@@ -106,6 +109,22 @@ def _rule(rule: Rule, earlier: _Earlier, catalogue: Catalogue, followed: Collect
             advice = f"rule {other.name} already sends all of it to the same sinks: it arrives twice"
             yield "shadowed", ("match",), advice
             break
+
+
+def _alert(alert: Alert, catalogue: Catalogue, followed: Collection[str]) -> Found:
+    for role, matcher in alert.matchers.items():
+        yield from _block(role, matcher, catalogue, followed)
+    if alert.unless is not None:
+        yield from _block("unless", alert.unless, catalogue, followed)
+
+
+def _block(key: str, matcher: Matcher, catalogue: Catalogue, followed: Collection[str]) -> Found:
+    for place in _places(matcher, (key,), catalogue, None):
+        yield from _names(place, catalogue)
+        yield from _identifiers(place)
+        yield from _content(place, catalogue)
+        if key != "unless" and set(followed) == {"application"}:
+            yield from _unheard(place, catalogue)
 
 
 def _shadows(other: Rule, rule: Rule) -> bool:

@@ -48,6 +48,19 @@ class Reading:
                 self.wrong(at, f"must be {what}, or a list of them")
         return found
 
+    def allowed(self, value: Any, path: Path, known: Collection[str]) -> Mapping[str, str]:
+        """`allow`: which warnings, of *known* ones, do not apply, each with the reason."""
+        if not isinstance(value, Mapping):
+            self.wrong(path, "must be a map of a warning's name to the reason it does not apply")
+            return {}
+        for key, reason in value.items():
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; there is {', '.join(known)}"
+                self.wrong((*path, key), f"no warning has this name{hint}")
+            if not (isinstance(reason, str) and reason.strip()):
+                self.wrong((*path, key), "needs the reason why this warning does not apply")
+        return {key: str(reason) for key, reason in value.items()}
+
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """The end of a message: what *word* probably was; '' if it is like none of *known*."""

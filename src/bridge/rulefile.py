@@ -164,7 +164,7 @@ class _Reader:
             unless=unless,
             sample=self.sample(entry["sample"], (*path, "sample")) if "sample" in entry else None,
             attach_related=self.attach(entry["attach"], (*path, "attach")) if "attach" in entry else False,
-            allow=self.allow(entry["allow"], (*path, "allow")) if "allow" in entry else {},
+            allow=self.reading.allowed(entry["allow"], (*path, "allow"), LINTS) if "allow" in entry else {},
             tests=self.tests(entry["tests"], (*path, "tests")) if "tests" in entry else (),
             file=self.reading.document.file,
             line=self.reading.document.line(path),
@@ -209,18 +209,6 @@ class _Reader:
         if value != "related":
             self.wrong(path, "must be related")
         return True
-
-    def allow(self, value: Any, path: Path) -> Mapping[str, str]:
-        if not isinstance(value, Mapping):
-            self.wrong(path, "must be a map of a warning's name to the reason it does not apply")
-            return {}
-        for key, reason in value.items():
-            if key not in LINTS:
-                hint = did_you_mean(key, LINTS) or f"; there is {', '.join(LINTS)}"
-                self.wrong((*path, key), f"no warning has this name{hint}")
-            if not (isinstance(reason, str) and reason.strip()):
-                self.wrong((*path, key), "needs the reason why this warning does not apply")
-        return {key: str(reason) for key, reason in value.items()}
 
     def tests(self, value: Any, path: Path) -> tuple[Example, ...]:
         if not isinstance(value, list):

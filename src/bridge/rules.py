@@ -25,6 +25,7 @@ LINTS: Mapping[str, str] = {
     "never": "something that can never match",
     "shadowed": "an earlier rule already sends all of it to the same sinks",
     "template": "a template of a sink the rule sends to fails on a sample of its events",
+    "rights": "events a key may not see, or no followed stream carries (`check --online`)",
 }
 """The warnings `allow` may name."""
 

@@ -145,6 +145,35 @@ async def test_a_test_delivery_reaches_the_real_receiver(tmp_path: Path) -> None
         assert (unknown.returncode, unknown.stderr) == (2, "--sink: crn: no such sink; there is crm\n")
 
 
+async def test_every_command_is_told_in_a_whole_sentence(tmp_path: Path) -> None:
+    """On a terminal of 80 columns nothing is cut off."""
+    for group in ((), ("dead-letters",), ("queue",), ("silence",), ("alerts",)):
+        told = await bridge_command(tmp_path, *group, "--help")
+        assert told.returncode == 0
+        assert "..." not in told.stdout.partition("Commands:")[2]
+
+
+async def test_warnings_and_streams_have_their_places(tmp_path: Path) -> None:
+    """A sink nobody sends to, a template no event fits: each with its line; and what is opened."""
+    text = CONFIG.format(tts="http://127.0.0.1:1", token=TOKEN, crm="http://127.0.0.1:1", admin=ADMIN)
+    more = (
+        "  idle: {type: slack, webhook_url: 'https://hooks.slack.com/services/x'}\n"
+        "  chat:\n    type: slack\n    webhook_url: https://hooks.slack.com/services/x\n"
+        "    text: '{{ data.uplink_message.f_prt }}'\n"
+    )
+    text = text.replace("sinks:\n", f"sinks:\n{more}")
+    line = text.splitlines().index("sinks:") + 1
+    (tmp_path / "bridge.yaml").write_text(text)
+    (tmp_path / "rules.yaml").write_text(
+        "rules:\n  - {name: a, match: {name: as.up.data.forward}, send: [chat, crm]}\n"
+    )
+    found = await bridge_command(tmp_path, "check")
+    assert found.returncode == 0, found.stderr
+    assert f"bridge.yaml:{line + 1}: sinks.idle: no rule sends to it" in found.stdout
+    assert f"bridge.yaml:{line + 5}: sinks.chat.text: rule a sends as.up.data.forward" in found.stdout
+    assert "  stream of application plant-a" in found.stdout
+
+
 async def test_check_prints_what_would_run_or_the_line_to_add(tmp_path: Path) -> None:
     """Exit 1 for an address the guard would refuse, which no syntax can tell."""
     text = CONFIG.format(tts="http://127.0.0.1:1", token=TOKEN, crm="http://127.0.0.1:1", admin=ADMIN)

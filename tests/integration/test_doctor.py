@@ -15,9 +15,11 @@ import msgspec
 import pytest
 
 from bridge.commands import doctor_sinks
+from bridge.commands.check_online import asked
 from bridge.commands.doctor import examined
 from bridge.config import load
 from bridge.doctor import Finding
+from bridge.errors import StartError
 from bridge.event import Entity, rfc3339
 from bridge.receiver import Reply, receive
 from bridge.standin import ALL, Key, Refuse, Rights, Server, World, serve
@@ -344,6 +346,40 @@ async def test_a_disk_that_is_no_good_is_named(tmp_path: Path) -> None:
         foreign = await found(config(tmp_path, server.url, outbox=str(tmp_path / "other.db")))
     assert wrong(nowhere) == wrong(foreign) == [("outbox", "disk")]
     assert not (tmp_path / "none").exists()
+
+
+async def test_check_online_names_the_line_of_the_rule_the_key_is_too_weak_for(tmp_path: Path) -> None:
+    """And of the alert; a key that is refused is a warning too, a server that is not there an error."""
+    world = World({TOKEN: reading()})
+    quiet = "{name: quiet, kind: absent, for: 2h, by: device, send: [x], match: {name: as.up.data.forward}}"
+    async with serve(world) as server:
+        path = config(tmp_path, server.url)
+        with (tmp_path / "rules" / "some.yaml").open("a") as file:
+            file.write(f"alerts:\n  - {quiet}\n")
+        assert await asked(load(path, {})) == (["online: source eu1: 1 entities that the key can see"], [])
+        world.narrow(TOKEN, rights=["RIGHT_APPLICATION_INFO"])
+        _, weak = await asked(load(path, {}))
+        arguments = ["check", "--online", "--strict", "-c", str(path)]
+        strict = await anyio.run_process([sys.executable, "-m", "bridge", *arguments], check=False)
+        (tmp_path / "rules" / "some.yaml").write_text(
+            f"rules:\n  - {RULE[:-1]}, allow: {{rights: not yet}}}}\n"
+        )
+        _, allowed = await asked(load(path, {}))
+        world.revoke(TOKEN)
+        _, (refused,) = await asked(load(path, {}))
+    lacks = (
+        "source eu1: {} does not get as.up.data.forward; give the key RIGHT_APPLICATION_TRAFFIC_READ (rights)"
+    )
+    said = [
+        f"{tmp_path}/rules/some.yaml:2: rules[0].match: {lacks.format('rule uplinks')}",
+        f"{tmp_path}/rules/some.yaml:4: alerts[0]: {lacks.format('alert quiet')}",
+    ]
+    assert list(map(str, weak)) == said
+    assert (strict.returncode, strict.stderr.decode().splitlines()) == (2, said)
+    assert allowed == []
+    assert str(refused).startswith(f"{path}:2: sources.eu1.api_key: the server refuses it")
+    with pytest.raises(StartError, match="source eu1: "):
+        await asked(load(path, {}))
 
 
 async def test_the_command_prints_a_line_each_and_ends_with_1_if_something_is_wrong(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from bridge.cover import covers
-from bridge.errors import Mistake
+from bridge.errors import ConfigError, Mistake
 from bridge.event import Event
 from bridge.lint import lint, unused_sinks
 from bridge.matcher import Subject
@@ -212,6 +212,38 @@ def test_a_warning_is_taken_back_with_a_reason() -> None:
     """That one, in that rule."""
     match = f"{{{UPLINK}{{f_port: [0], f_prt: [1]}}}}}}"
     assert of(match, "  allow: {zero: this device says 0}\n") == [f"data.uplink_message.f_prt: {NO_FIELD}"]
+
+
+ALERT = """alerts:
+- name: a
+  kind: state
+  down: {{name: {down}}}
+  up: {{name: gs.gateway.connect, data: {{val: [1]}}}}
+  by: gateway
+  send: [crm]
+"""
+
+
+def test_alerts_are_looked_at_as_rules_are() -> None:
+    """Every block of them; a reason in `allow` is taken there too."""
+    wrong = [
+        "r.yaml:4: alerts[0].down.name: The Things Stack v3.32 has no event of this name;"
+        " did you mean gs.gateway.disconnect? (unknown-name)",
+        f"r.yaml:5: alerts[0].up.data.val: {NO_FIELD}",
+    ]
+    assert warnings(ALERT.format(down="gs.gateway.disconect")) == wrong
+    assert warnings(ALERT.format(down="gs.gateway.disconnect")) == wrong[1:]
+    allowed = "  allow: {unknown-path: a plug-in adds it}\n"
+    assert warnings(ALERT.format(down="gs.gateway.disconnect") + allowed) == []
+    assert warnings(ALERT.format(down="gs.gateway.disconnect") + allowed, ["application"])[0].startswith(
+        "r.yaml:4: alerts[0].down.name: no application stream carries this"
+    )
+
+
+def test_alerts_only_allow_warnings_there_are() -> None:
+    """As rules do; it was taken without a word."""
+    with pytest.raises(ConfigError, match=r"alerts\[0\].allow.zeroo: no warning .* did you mean zero\?"):
+        warnings(ALERT.format(down="gs.gateway.disconnect") + "  allow: {zeroo: x}\n")
 
 
 def test_a_sink_nobody_sends_to() -> None:

@@ -19,7 +19,10 @@ app = typer.Typer(help="What is wrong now.", no_args_is_help=True)
 
 @app.command("list")
 def list_alerts(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Alerts that are pending or firing, as of the last thing bridge has stored."""
+    """Alerts that are pending or firing.
+
+    As of the last thing bridge has stored.
+    """
     found = loaded(config, no_secrets=True)
     for each in run_async(current, found.outbox_path, found.alert_set):
         print_json(as_object(each)) if as_json else print(shown(each))

@@ -62,7 +62,10 @@ def catalogue(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Event names: component, data type, right, and whether an application stream carries them."""
+    """List event names with component, type, right and stream.
+
+    And whether an application stream carries them.
+    """
     try:
         found = selected(entries().values(), pattern)
     except MatchError as error:

@@ -10,14 +10,18 @@ from urllib.parse import urlsplit
 import typer
 
 from bridge.advice import warnings
-from bridge.commands.terminal import NOT_SO, ConfigOption, fail, loaded, print_lines
+from bridge.commands.check_online import asked
+from bridge.commands.terminal import NOT_SO, WRONG, ConfigOption, fail, loaded, print_lines, run_async
 from bridge.config import Config
+from bridge.doctor import listing
 from bridge.errors import ConfigError
+from bridge.event import KINDS
 from bridge.sinks.guard import blocked, openable, policy
 from bridge.sinks.registry import SinkConfig
 from bridge.sinks.slack import SlackConfig
 from bridge.sinks.webhook import WebhookConfig
-from bridge.sources.models import TtsSourceConfig
+from bridge.sources.models import ALL, TtsSourceConfig
+from bridge.sources.plan import group_size, grouped
 
 
 def check(
@@ -26,13 +30,23 @@ def check(
         bool, typer.Option("--no-secrets", help="Put a placeholder for every secret: for CI.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Take warnings for mistakes.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the servers too: does the key see what the rules need?")
+    ] = False,
 ) -> None:
-    """Load everything: every mistake with its line, or a summary of what would run."""
+    """Print every mistake with its line, or what would run.
+
+    Loads the config, the rules, the templates; warns of what is allowed and yet probably wrong.
+    """
+    if online and no_secrets:
+        fail(["--online needs the keys that --no-secrets leaves out"], WRONG)
     found = loaded(config, no_secrets=no_secrets)
     doubtful = warnings(found)
+    said, lacking = run_async(asked, found) if online else ([], [])
+    doubtful += lacking
     if strict and doubtful:
         raise ConfigError(doubtful)
-    print_lines(summary(found))
+    print_lines([*summary(found), *said])
     print_lines(f"warning: {each}" for each in doubtful)
     refused = [] if no_secrets else list(refused_addresses(found))
     if refused:
@@ -42,14 +56,30 @@ def check(
 def summary(config: Config) -> Iterator[str]:
     """What `run` would run, a line each."""
     for name, source in config.sources.items():
-        about = f" {len(source.identifiers)} identifiers" if isinstance(source, TtsSourceConfig) else ""
-        yield f"source {name}: {source.type}{about}"
+        yield f"source {name}: {source.type}"
+        if isinstance(source, TtsSourceConfig):
+            yield from streams(source)
     for name, sink in config.sinks.items():
         yield f"sink {name}: {sink.type}{unconfirmed(sink)}"
     for rule in config.rule_set.rules:
         yield f"rule {rule.name}: to {', '.join(rule.send) or 'nothing'}"
     names = config.names()
     yield f"asked of the server: {', '.join(names) if names else 'every event name'}"
+
+
+def streams(source: TtsSourceConfig) -> Iterator[str]:
+    """The streams it will open, as far as no server has to be asked."""
+    named = source.entities
+    times = f", {source.redundancy} times" if source.redundancy > 1 else ""
+    for each in grouped(named, group_size(len(named), None, source.recycle)):
+        yield f"  stream of {listing(map(str, each))}{times}"
+    kinds = [f"every {kind}" for kind in KINDS if kind in source.scope.kinds]
+    devices = [
+        "the devices of every application" if each == ALL else f"the devices of {each}"
+        for each in sorted(source.scope.devices_of)
+    ]
+    if kinds or devices:
+        yield f"  streams of what the server lists: {', '.join([*kinds, *devices])}{times}"
 
 
 def unconfirmed(sink: SinkConfig) -> str:

@@ -37,7 +37,10 @@ time      sink        about               what happened"""
 
 
 def demo() -> None:
-    """Recorded traffic, the shipped rules and an embedded receiver: no server, no account."""
+    """Show bridge at work; needs no server and no account.
+
+    Recorded traffic passes through the shipped rules into an embedded receiver.
+    """
     logs.configure("warning", "console")
     run_async(played)
 

@@ -34,7 +34,10 @@ COMMIT = 4096  # bytes
 
 
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Ask the real servers: keys, rights, history, clocks, brokers, Slack, addresses, disk."""
+    """Ask the real servers whether this config will work.
+
+    Keys, rights, history, clocks, brokers, Slack, addresses, disk.
+    """
     logs.configure("error")
     found: list[Finding] = run_async(examined, loaded(config), shown(as_json))
     wrong = sum(each.verdict == "wrong" for each in found)
@@ -98,9 +101,9 @@ def parts(config: Config, now: Callable[[], float]) -> Iterator[tuple[str, Async
         elif isinstance(source, NotificationsSourceConfig):
             yield about, doctor_sources.notifications(name, source, now)
         else:
-            rules = config.rule_set.rules
+            wants = doctor_sources.wants_of(config.rule_set.rules, config.alert_set.alerts)
             names: Sequence[str] = config.names() if source.names == "auto" else source.names
-            yield about, doctor_sources.tts(name, source, rules, names, now)
+            yield about, doctor_sources.tts(name, source, wants, names, now)
     for name, each in config.sinks.items():
         yield f"sink {name}", doctor_sinks.sink(name, each, now)
     yield "outbox", store(config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import anyio
 
+from bridge.alerts import Alert
 from bridge.catalogue import EventName
 from bridge.commands.catalogue import entries, reach
 from bridge.decode import StreamStart
@@ -27,6 +29,7 @@ from bridge.doctor import reach as reached
 from bridge.doctor import rights as judged_rights
 from bridge.errors import SourceError, StartError
 from bridge.event import KINDS, Entity, Event, Kind
+from bridge.matcher import Matcher
 from bridge.rules import Rule
 from bridge.sources.api import Api, AuthInfo
 from bridge.sources.discovery import discover
@@ -52,11 +55,10 @@ Now = Callable[[], float]
 
 
 async def tts(
-    name: str, config: TtsSourceConfig, rules: Sequence[Rule], names: Sequence[str], now: Now
+    name: str, config: TtsSourceConfig, wants: Sequence[Want], names: Sequence[str], now: Now
 ) -> AsyncIterator[Finding]:
     """Everything about one `type: tts` source; *names* are what it would ask for, empty for all."""
     about = f"source {name}"
-    wants = [want(rule) for rule in rules]
     try:
         async with connected(config) as (upstream, api):
             before = int(now() * 1e9)
@@ -331,9 +333,15 @@ async def _inbox(about: str, api: Api, user: str) -> Finding:
     return Finding(about, "notifications", "ok", f"{page.total} in all")
 
 
-def want(rule: Rule) -> Want:
-    names = tuple(name for name in entries() if rule.match.may_be_named(name))
-    return Want(rule.name, names, bool(rule.match.name_patterns()))
+def wants_of(rules: Iterable[Rule], alerts: Iterable[Alert]) -> list[Want]:
+    """What each of them waits for."""
+    found = [_want("rule", rule.name, [rule.match]) for rule in rules]
+    return [*found, *(_want("alert", alert.name, list(alert.matchers.values())) for alert in alerts)]
+
+
+def _want(kind: Literal["rule", "alert"], name: str, matchers: Sequence[Matcher]) -> Want:
+    names = tuple(name for name in entries() if any(matcher.may_be_named(name) for matcher in matchers))
+    return Want(name, names, all(matcher.name_patterns() for matcher in matchers), kind)
 
 
 def carried() -> Mapping[str, Carried]:

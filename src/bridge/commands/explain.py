@@ -28,7 +28,10 @@ def explain(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why each rule wants an event or not: the first clause that failed, and each rendered delivery."""
+    """Say of each event which rules want it and what they send.
+
+    Of the other rules the first clause that failed, and each delivery as it would go out.
+    """
     found = loaded(config, no_secrets=True)
     events = list(events_in(file))
     if not events:

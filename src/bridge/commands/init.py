@@ -53,7 +53,10 @@ def init(
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Ask The Things Stack what the key can see, and write a commented bridge.yaml."""
+    """Write a first bridge.yaml from what a key can see.
+
+    The Things Stack is asked; the file has comments.
+    """
     address = checked(url)
     key = key_in(api_key_file)
     on_screen = str(output) == "-"

@@ -174,7 +174,10 @@ def lines(each: Shown) -> Iterator[str]:
 
 @app.command("check")
 def check_store(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Read every page of the store and compare what belongs together; safe while bridge runs."""
+    """Look whether the store is whole; safe while bridge runs.
+
+    Reads every page and compares what belongs together.
+    """
     wrong = run_async(checked, loaded(config, no_secrets=True).outbox_path)
     for each in wrong:
         if as_json:
@@ -194,7 +197,10 @@ async def checked(path: Path) -> list[str]:
 
 @app.command("export")
 def export_queue(file: FileArgument = "-", config: ConfigOption = None) -> None:
-    """Write what waits and what is dead as JSON lines, one event a line; safe while bridge runs."""
+    """Write what waits and what is dead as JSON lines.
+
+    One event a line; safe while bridge runs.
+    """
     path = loaded(config, no_secrets=True).outbox_path
     if file == "-":
         count = run_async(export_to, path, sys.stdout.buffer)
@@ -225,7 +231,10 @@ async def pages(store: SqliteReader) -> AsyncIterator[Sequence[Exported]]:
 
 @app.command("import")
 def import_queue(file: FileArgument, config: ConfigOption = None) -> None:
-    """Take in what `bridge queue export` wrote; events that are known are left out. Not while bridge runs."""
+    """Take in what `bridge queue export` wrote.
+
+    Events that are known are left out. Not while bridge runs.
+    """
     settings = loaded(config)
     if admin_of(settings) is not None:
         raise StartError("bridge is running on this store; stop it, import, and start it again")

@@ -51,7 +51,7 @@ def record(
     events: Annotated[int | None, typer.Option("--events", min=1, help="Stop after so many events.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Save the live stream as a replayable file, until Ctrl-C."""
+    """Save the live stream as a file that can be replayed."""
     logs.configure("warning")
     found = loaded(config)
     wanted = chosen(found, source or ())

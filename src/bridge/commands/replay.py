@@ -36,7 +36,10 @@ def replay(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What alerts would have sent, and when: for tuning before they are switched on. Nothing is sent."""
+    """Print what alerts would have sent on a recorded day.
+
+    For tuning before they are switched on: nothing is sent.
+    """
     found = wanted(alerts, config)
     if not found:
         fail(["there are no alerts in these files"], WRONG)

@@ -28,7 +28,10 @@ def run(
         bool, typer.Option("--watch", help="Load the config again whenever its files change.")
     ] = False,
 ) -> None:
-    """Run until SIGTERM or Ctrl-C; what is in flight may finish for shutdown_timeout. SIGHUP reloads."""
+    """Run until SIGTERM or Ctrl-C.
+
+    What is in flight then may finish for shutdown_timeout. SIGHUP reloads.
+    """
     run_async(until_signal, lambda: warned(loaded(config)), watching)
 
 

@@ -15,5 +15,8 @@ def schema(
         "config"
     ),
 ) -> None:
-    """JSON Schema of bridge.yaml (or of rule files): point your editor's YAML plug-in at it."""
+    """Print the JSON Schema of bridge.yaml or of rule files.
+
+    Point your editor's YAML plug-in at it.
+    """
     print(json.dumps(config_schema() if what == "config" else rules_schema(), indent=2))

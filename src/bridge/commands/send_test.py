@@ -27,7 +27,7 @@ def send_test(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One clearly marked test delivery to the real receiver, and its answer."""
+    """Send one marked test delivery and print the answer."""
     logs.configure("error")
     outcome = run_async(sent, loaded(config), sink)
     delivered = isinstance(outcome, Delivered)

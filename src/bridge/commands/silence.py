@@ -45,7 +45,10 @@ def add(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep notifications back whose labels match; alerts go on firing, and are told if they still do then."""
+    """Keep notifications back whose labels match.
+
+    Alerts go on firing, and are told if they still do when the silence ends.
+    """
     now = time.time()
     try:
         made = checked(

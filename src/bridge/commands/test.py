@@ -30,7 +30,10 @@ def run_tests(
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the results as JUnit XML too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the tests in rule files: a diff for each that fails, exit code 1 if any does."""
+    """Run the tests in rule files.
+
+    A diff for each that fails, and exit code 1 if any does.
+    """
     files = named(paths) if paths else list(loaded(config, no_secrets=True).rule_files)
     rules = [rule for file in files for rule in file.rules]
     alerts = [alert for file in files for alert in file.alerts]

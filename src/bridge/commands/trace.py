@@ -29,7 +29,10 @@ def trace(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The story of one event: when received, which rules, each attempt with status and error."""
+    """Tell the story of one event.
+
+    When it was received, which rules wanted it, each attempt with status, duration and error.
+    """
     found = run_async(traced, loaded(config, no_secrets=True).outbox_path, unique_id)
     if found is None:
         fail([f"{unique_id}: not known: never accepted, or longer ago than dedup_window"], NOT_SO)

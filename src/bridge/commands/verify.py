@@ -21,7 +21,7 @@ from bridge.outbox.verify import Accounts, violations
 
 
 def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """The conservation sums: every event received and every delivery accepted is accounted for."""
+    """Check that every event and delivery is accounted for."""
     accounts = run_async(read, loaded(config, no_secrets=True).outbox_path)
     if as_json:
         for each in documents(accounts):
