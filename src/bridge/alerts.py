@@ -268,7 +268,7 @@ def deadline(alert: Alert, track: Track, overlap: int, blind: Blind = ()) -> int
     """The next event time at which something may change without a further event."""
     if track.is_gone:
         return None
-    own = _MODULES[type(alert.spec)].deadline(alert.spec, track.core, track.clock, blind)
+    own: int | None = _MODULES[type(alert.spec)].deadline(alert.spec, track.core, track.clock, blind)
     if track.phase == "pending":
         fires = track.active + alert.held(overlap)
         return fires if own is None else min(own, fires)
@@ -293,12 +293,10 @@ def _matters(alert: Alert, track: Track) -> int | None:
         return track.log[0].time
     match alert.spec:
         case alert_absent.Absent():
-            if (
-                isinstance(track.core, alert_absent.Core)
-                and alert_absent.span(alert.spec, track.core) is None
-            ):
+            core = track.core
+            if not isinstance(core, alert_absent.Core) or not core.last:
                 return track.log[0].time
-            return None if track.core.last else track.log[0].time
+            return None if alert_absent.span(alert.spec, core) is not None else track.log[0].time
         case alert_state.State():
             if not track.clock:
                 return track.log[0].time

@@ -112,7 +112,9 @@ class AlertSet:
         found = [each for each in numbers if each is not None]
         if not found:
             return None
-        return {"max": max, "min": min, "first": lambda each: each[0]}[alert.pick](found)
+        if alert.pick == "first":
+            return found[0]
+        return max(found) if alert.pick == "max" else min(found)
 
     def _text(self, alert: Alert, subject: Subject) -> str:
         """What counts once, or which counter it is."""
