@@ -97,10 +97,18 @@ def mistakes(
 ) -> list[Mistake]:
     """Every mistake pydantic found in *document* below the path *at*, with its line and what to do."""
     known = frozenset(_keys(model, set()))
+    found = error.errors(include_url=False, include_input=False)
     return [
         document.mistake(_written(document, (*at, *details["loc"]), details), _advice(details, known))
-        for details in error.errors(include_url=False, include_input=False)
+        for details in found
+        if details["type"] != "too_short" or not _has_others(details, found)
     ]
+
+
+def _has_others(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """Is anything in the list that *details* calls too short wrong by itself? Then it is not counted."""
+    at = details["loc"]
+    return any(len(each["loc"]) > len(at) and each["loc"][: len(at)] == at for each in found)
 
 
 def _written(document: Document, loc: Sequence[str | int], details: ErrorDetails) -> tuple[str | int, ...]:
@@ -113,6 +121,8 @@ def _written(document: Document, loc: Sequence[str | int], details: ErrorDetails
             path.append(step)
     if details["type"] == "missing" and loc[-1] not in path[-1:]:
         path.append(loc[-1])
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append("type")
     return tuple(path)
 
 
@@ -138,11 +148,33 @@ def _advice(details: ErrorDetails, known: frozenset[str]) -> str:
         expected = context.get("expected") or context.get("expected_tags")
         return f"must be one of {expected}"
     if kind == "union_tag_not_found":
-        return "type is required"
+        return "is required"
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in ("greater_than_equal", "greater_than"):
+        context = details.get("ctx", {})
+        least = context.get("ge", context.get("gt"))
+        return f"must be {'at least' if 'ge' in context else 'more than'} {least}"
     if kind == "string_type":
         return "must be text; put it in quotes"
     message = details["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:] if kind != "value_error" else message
+
+
+_PLAIN = {
+    "too_short": "must not be empty",
+    "dict_type": "must be a map",
+    "model_type": "must be a map",
+    "model_attributes_type": "must be a map",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+}
+"""What pydantic says in words of Python."""
 
 
 def _keys(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:

@@ -50,6 +50,16 @@ def recorded(name: str, device: str = "") -> list[Delivery]:
     ]
 
 
+async def test_cloudevents_name_the_server_of_a_source_that_came_with_a_reload(broker: Mosquitto) -> None:
+    """The mapping may be empty when the sink opens: it is the bridge's own and fills later."""
+    hosts: dict[str, str] = {}
+    config = MqttConfig.model_validate({"type": "mqtt", "url": broker.url(), "format": "cloudevents"})
+    async with open_mqtt("home", config, now=lambda: 0.0, hosts=hosts) as opened:
+        hosts["eu1"] = "eu1.cloud.thethings.network"
+        (message,) = opened.compose(recorded("as.up.data.forward")[0])
+    assert json.loads(message.payload)["source"].startswith("//eu1.cloud.thethings.network/plant-")
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     with anyio.move_on_after(10):
         while not condition():

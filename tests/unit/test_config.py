@@ -120,8 +120,8 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
             "    urll: https://crm",
             "12: sinks.crm.urll: unknown key; did you mean url?",
         ),
-        ("type: webhook", "type: webhok", "10: sinks.crm: must be one of"),
-        ("type: tts", "type: [tts]", "2: sources.eu1: must be one of"),
+        ("type: webhook", "type: webhok", "11: sinks.crm.type: must be one of"),
+        ("type: tts", "type: [tts]", "3: sources.eu1.type: must be one of"),
         ("https://crm.example/hook", "crm.example", "12: sinks.crm.url: write a URL such as"),
         ("headers: {X-Env: prod}", "timeout: 10", "13: sinks.crm.timeout: write a duration with its unit"),
         ("headers: {X-Env: prod}", "qos: 1", "13: sinks.crm.qos: is no key of this section"),
@@ -132,6 +132,12 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ("rules: [rules.yaml]", "admin: {listen: '0.0.0.0:8080'}", "14: admin.listen: listening beyond"),
         ("rules: [rules.yaml]", "redact: [data.]", "14: redact[0]: write a path as"),
         ("  crm:", "  c r m:", "10: sinks.c r m"),
+        ("    type: webhook\n", "", "10: sinks.crm.type: is required"),
+        ("rules: [rules.yaml]", "max_size: 5", "14: max_size: must be at least 1048576"),
+        ("rules: [rules.yaml]", "admin: [x]", "14: admin: must be a map"),
+        ("rules: [rules.yaml]", "log: 5", "14: log: must be a map"),
+        ("headers: {X-Env: prod}", "batch: {max_events: many}", "13: sinks.crm.batch.max_events: must be a"),
+        ("headers: {X-Env: prod}", "allow_private_networks: 5", "13: sinks.crm.allow_private_networks: must"),
         ("      - gateway: off", "      - gateway: Off Grid", "8: sources.eu1.identifiers[1]: ids are"),
     ],
 )
@@ -142,6 +148,17 @@ def test_a_mistake_is_told_with_its_line_and_what_to_do(
     assert old in WHOLE
     said_all = advice(tmp_path, WHOLE.replace(old, new))
     assert any(line.startswith(f"bridge.yaml:{said}") for line in said_all), said_all
+
+
+def test_a_list_with_wrong_entries_is_not_called_empty_too(tmp_path: Path) -> None:
+    """Only what is wrong is told."""
+    wrong = WHOLE.replace("application: plant-a", "aplication: x").replace("gateway: off", "gateway: A B")
+    assert [line.split(": ")[1] for line in advice(tmp_path, wrong)] == [
+        "sources.eu1.identifiers[0].aplication",
+        "sources.eu1.identifiers[1]",
+    ]
+    empty = WHOLE.replace("\n      - application: plant-a\n      - gateway: off", " []")
+    assert advice(tmp_path, empty) == ["bridge.yaml:6: sources.eu1.identifiers: must not be empty"]
 
 
 def test_all_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:

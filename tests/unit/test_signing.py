@@ -69,6 +69,13 @@ def test_padding_may_be_missing_and_a_plain_secret_is_its_bytes() -> None:
     """What other tools print."""
     assert key("whsec_QUI") == key("whsec_QUI=") == b"AB"
     assert key("plain secret") == b"plain secret"
+    assert key("schlüssel") == "schlüssel".encode()
+
+
+def test_base64_is_taken_as_the_reference_does_without_the_prefix_too() -> None:
+    """The same text in both places verifies."""
+    text = base64.b64encode(b"k" * 24).decode()
+    assert Webhook(text).verify(b'"x"', signed(text, body=b'"x"')) == "x"
 
 
 @pytest.mark.parametrize("wrong", ["", "whsec_", "whsec_not base64!", "whsec_A"])

@@ -293,7 +293,7 @@ async def open_mqtt(
     status alone. *chance* is uniform in [0, 1).
     """
     status = status_topic(config.status_topic, name) if config.status_topic else None
-    compose = composer(config, status, hosts or {})
+    compose = composer(config, status, {} if hosts is None else hosts)
     births = Births(compose, chance) if isinstance(compose, HomeAssistant) and not suffix else None
     packed = properties(()) if config.protocol == 5 else b""
     online, offline = (

@@ -15,15 +15,22 @@ PREFIX = "whsec_"
 
 
 def key(secret: str) -> bytes:
-    """The key in *secret*: base64 after `whsec_`, else the bytes of the text; raises ValueError."""
-    if not secret.startswith(PREFIX):
-        found = secret.encode()
-    else:
-        text = secret.removeprefix(PREFIX)
-        try:
-            found = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-        except binascii.Error:
+    """The key in *secret*; raises ValueError.
+
+    The reference libraries take what they are given for base64, with or without `whsec_`: whoever puts the
+    same text into one of them must be able to verify. A text that is no base64 none of them takes; its bytes
+    are the key.
+    """
+    text = secret.removeprefix(PREFIX)
+    has_prefix = text is not secret
+    try:
+        found = base64.b64decode(text + "=" * (-len(text) % 4 if has_prefix else 0), validate=True)
+    except binascii.Error:
+        if has_prefix:
             raise ValueError("what follows whsec_ must be base64") from None
+        found = secret.encode()
+    except ValueError:  # not ASCII
+        found = secret.encode()
     if not found:
         raise ValueError("the secret is empty")
     return found
