@@ -190,10 +190,16 @@ class Day:
         return total
 
     def was_dropped(self, event: Published) -> bool:
-        """Did the live streams not bring *event* although one was open?"""
+        """Did the live streams not bring *event*, although one was open or so that history trimmed it?
+
+        It may have come all the same, by the history of its device or of its application.
+        """
         self.heard()
+        history = self.it.world.history
+        assert isinstance(history, TrackedHistory)
         return event.id not in self.live and any(
-            self.carried_seconds(each, event.at, event.at + 1) > 0.9 for each in self.carriers(event)
+            (each, event.id) in history.trimmed or self.carried_seconds(each, event.at, event.at + 1) > 0.9
+            for each in self.carriers(event)
         )
 
     def is_in(self, event: Published, gap: dict[str, Any]) -> bool:
