@@ -49,6 +49,7 @@ class WorldStream:
     """An open stream; `lost` ends it as a cut connection does, `refused` with an error frame."""
 
     upstream: WorldUpstream
+    number: int
     subscription: Subscription
     entities: tuple[Entity, ...]
     warnings: tuple[str, ...] = ()
@@ -107,7 +108,7 @@ class WorldUpstream:
         await anyio.sleep(self.latency)
         budget, subscription = self._admitted(asked)
         warnings = () if self.world.storage else (NO_STORE,)
-        stream = WorldStream(self, subscription, asked.entities, warnings, budget)
+        stream = WorldStream(self, len(self.openings), subscription, asked.entities, warnings, budget)
         self.streams.add(stream)
         self.most = max(self.most, len(self.streams))
         self.on_open(stream)
@@ -151,17 +152,22 @@ class WorldUpstream:
             raise answer_error(429, body, budget.headers())
         return RateBudget(budget.limit, budget.available, budget.reset)
 
+    @property
+    def ordered(self) -> list[WorldStream]:
+        """The open streams, oldest first: a seed is to give the same run again."""
+        return sorted(self.streams, key=lambda each: each.number)
+
     # What happens to the server
 
     def cut(self) -> None:
         """Every connection breaks."""
-        for stream in tuple(self.streams):
+        for stream in self.ordered:
             stream.end(SourceError("connection lost: ReadError"))
 
     def stop(self) -> None:
         """Every stream gets the error frame of a stopping server, and nobody can connect."""
         self.down = True
-        for stream in tuple(self.streams):
+        for stream in self.ordered:
             stream.end(stream_error(ErrorFrame(1, "grpc: the client connection is closing")))
 
     def start(self) -> None:
@@ -169,7 +175,7 @@ class WorldUpstream:
 
     def silence(self) -> None:
         """Streams stay open and carry nothing any more."""
-        for stream in self.streams:
+        for stream in self.ordered:
             stream.silent = True
 
     def carrying(self) -> set[Entity]:

@@ -123,9 +123,9 @@ class Day:
                     await anyio.sleep(self.rng.choice([2.0, 30.0, 600.0, 3600.0]))
                     upstream.start()
                 case "one" if upstream.streams:
-                    self.rng.choice(sorted(upstream.streams, key=id)).silent = True
+                    self.rng.choice(upstream.ordered).silent = True
                 case "drops":
-                    for stream in upstream.streams:
+                    for stream in upstream.ordered:
                         stream.lossy = self.rng.choice([0.05, 0.5])
                 case _:
                     pass
