@@ -22,6 +22,7 @@ from bridge.event import Event, Identifiers, nanoseconds
 MAX_LINE = 16 << 20  # bytes; the server's own limit of a message (pkg/rpcserver/rpcserver.go in v3.32)
 START = "events.stream.start"
 MANAGED = "gcs.managed."
+WRAPPED = b'{"result":'
 COARSE = 10_000_000_000  # ns; within it the same managed-gateway event is one (DESIGN.md §3)
 
 
@@ -56,7 +57,7 @@ class Malformed:
 Frame: TypeAlias = Event | StreamStart | ErrorFrame | Malformed
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, gc=False):
     """Everything a line may be: wrapped result or error, a flat error, a bare event."""
 
     result: msgspec.Raw = msgspec.Raw()
@@ -65,7 +66,7 @@ class _Line(msgspec.Struct):
     name: str | None = None
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(msgspec.Struct, gc=False):
     name: str
     time: str = ""
     identifiers: tuple[Identifiers, ...] = ()
@@ -104,14 +105,27 @@ class Decoder:
         self._size = 0
         self._skipping = False
         self._sse = SSEDecoder()
+        self._is_sse = False
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames that end in *chunk*, in order."""
         frames: list[Frame] = []
         begin = 0
         while (end := chunk.find(b"\n", begin)) >= 0:
-            frames.extend(self._line(chunk[begin:end]))
+            line = chunk[begin:end]
             begin = end + 1
+            if self._skipping:
+                self._skipping = False
+                continue
+            if self._partial:
+                line = b"".join((*self._partial, line))
+                self._partial, self._size = [], 0
+            if len(line) > self._max_line:
+                frames.append(Malformed(f"line longer than {self._max_line} bytes"))
+            elif line[:1] == b"{":
+                frames.append(frame(line))
+            elif line or self._is_sse:
+                frames.extend(self._frames(line))
         frames.extend(self._keep(chunk[begin:] if begin else chunk))
         return frames
 
@@ -132,23 +146,11 @@ class Decoder:
             self._partial, self._size, self._skipping = [], 0, True
             yield Malformed(f"line longer than {self._max_line} bytes")
 
-    def _line(self, end: bytes) -> Iterator[Frame]:
-        if self._skipping:
-            self._skipping = False
-            return
-        if self._partial:
-            self._partial.append(end)
-            end = b"".join(self._partial)
-            self._partial, self._size = [], 0
-        if len(end) > self._max_line:
-            yield Malformed(f"line longer than {self._max_line} bytes")
-            return
-        yield from self._frames(end)
-
     def _frames(self, line: bytes) -> Iterator[Frame]:
         if line[:1] == b"{":
             yield frame(line)
             return
+        self._is_sse = self._is_sse or bool(line)
         try:
             found = self._sse.decode(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError:
@@ -166,7 +168,16 @@ def is_sse(line: bytes) -> bool:
 
 
 def frame(line: bytes) -> Frame:
-    """What one JSON object on the stream says."""
+    """What one JSON object on the stream says.
+
+    What The Things Stack writes is cut out without being read: if what is inside the braces is one object
+    and nothing else, the line was that object as `result`. So an event is decoded once.
+    """
+    if line.startswith(WRAPPED) and line.endswith(b"}}"):
+        try:
+            return result(line[len(WRAPPED) : -1])
+        except FrameError:
+            pass  # not what it looked like
     try:
         read = _line.decode(line)
         if bytes(read.result):

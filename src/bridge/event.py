@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -27,11 +28,11 @@ class Entity(NamedTuple):
         return f"{self.kind} {self.id}"
 
 
-class ApplicationIds(msgspec.Struct, frozen=True):
+class ApplicationIds(msgspec.Struct, frozen=True, gc=False):
     application_id: str = ""
 
 
-class DeviceIds(msgspec.Struct, frozen=True):
+class DeviceIds(msgspec.Struct, frozen=True, gc=False):
     device_id: str = ""
     application_ids: ApplicationIds = ApplicationIds()
     dev_eui: str = ""
@@ -39,24 +40,24 @@ class DeviceIds(msgspec.Struct, frozen=True):
     dev_addr: str = ""
 
 
-class GatewayIds(msgspec.Struct, frozen=True):
+class GatewayIds(msgspec.Struct, frozen=True, gc=False):
     gateway_id: str = ""
     eui: str = ""
 
 
-class OrganizationIds(msgspec.Struct, frozen=True):
+class OrganizationIds(msgspec.Struct, frozen=True, gc=False):
     organization_id: str = ""
 
 
-class UserIds(msgspec.Struct, frozen=True):
+class UserIds(msgspec.Struct, frozen=True, gc=False):
     user_id: str = ""
 
 
-class ClientIds(msgspec.Struct, frozen=True):
+class ClientIds(msgspec.Struct, frozen=True, gc=False):
     client_id: str = ""
 
 
-class Identifiers(msgspec.Struct, frozen=True):
+class Identifiers(msgspec.Struct, frozen=True, gc=False):
     """One entry of an event's `identifiers`: exactly one field is set (identifiers.proto, v3.32)."""
 
     device_ids: DeviceIds | None = None
@@ -67,11 +68,11 @@ class Identifiers(msgspec.Struct, frozen=True):
     client_ids: ClientIds | None = None
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One event, its envelope decoded and the rest left as the bytes that came.
 
     A msgspec struct and not a dataclass: one is made for every event on the wire, and this is
-    several times cheaper.
+    several times cheaper. None of these can be in a cycle, so the garbage collector need not look at them.
     """
 
     name: str
@@ -196,6 +197,11 @@ def nanoseconds(text: str) -> int:
 
     `datetime` alone would lose everything below a microsecond.
     """
+    fraction = text[20:-1]
+    if text[19:20] == "." and text[-1:] == "Z" and fraction.isdigit() and fraction.isascii():
+        if len(fraction) > 9:
+            raise ValueError("fraction of a second must be 1 to 9 digits")
+        return _seconds(text[:19]) * 1_000_000_000 + int(fraction.ljust(9, "0"))
     whole, _, rest = text.partition(".")
     if not rest:
         return int(datetime.fromisoformat(text).replace(microsecond=0).timestamp()) * 1_000_000_000
@@ -208,6 +214,12 @@ def nanoseconds(text: str) -> int:
         raise ValueError("fraction of a second must be 1 to 9 digits")
     seconds = int(datetime.fromisoformat(whole + (zone or "+00:00")).timestamp())
     return seconds * 1_000_000_000 + int(digits.ljust(9, "0"))
+
+
+@lru_cache(maxsize=256)
+def _seconds(text: str) -> int:
+    """Seconds since 1970 of a date and time in UTC; events of one second come together."""
+    return int(datetime.fromisoformat(text + "+00:00").timestamp())
 
 
 def rfc3339(ns: int) -> str:

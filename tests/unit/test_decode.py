@@ -167,6 +167,34 @@ def test_what_is_no_event_is_a_frame_error(body: bytes) -> None:
         event(body)
 
 
+EVENT = b'{"name":"a.b","time":"2026-11-23T21:09:06.5Z","unique_id":"01","data":{"x":[1]}}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"result":%b}',
+        b'{ "result":%b}',
+        b'{"result": %b }',
+        b'{"result":%b}\r',
+        b'{"other":{},"result":%b}',
+        b'{"result":%b,"other":{}}',
+        b'{"result":%b,"error":{"code":5}}',
+    ],
+)
+def test_a_result_is_found_however_it_is_wrapped(line: bytes) -> None:
+    """The usual wrapping is cut off unread; nothing else is taken for it."""
+    (found,) = decode(line % EVENT + b"\n")
+    assert isinstance(found, Event)
+    assert (found.body, found.time_ns) == (EVENT, 1795468146500000000)
+
+
+@pytest.mark.parametrize("line", [b'{"result":{}{}}', b'{"result":{"name":"a"}}}', b'{"result":5}}'])
+def test_what_only_looks_wrapped_is_malformed(line: bytes) -> None:
+    """As many braces are no object."""
+    assert decode(line + b"\n") == [Malformed("not an event")]
+
+
 def test_a_bare_event_a_line_is_read_too() -> None:
     """Files people make themselves."""
     assert isinstance(decode(b'{"name":"a.b","unique_id":"01"}\n')[0], Event)
