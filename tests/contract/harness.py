@@ -63,10 +63,10 @@ class Harness(Protocol):
         """Answer that this message is wrong and always will be: too large, malformed."""
         ...
 
-    async def limit(self, seconds: float) -> None:
+    async def limit(self, seconds: float) -> bool:
         """Answer that we are too fast, and should come again in *seconds*.
 
-        A receiver that cannot name a time calls `pytest.skip`.
+        False: this receiver can say the first and not the second.
         """
         ...
 

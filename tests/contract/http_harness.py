@@ -85,8 +85,9 @@ class HttpHarness:
     async def refuse(self) -> None:
         self.receiver.answer = self.wrong
 
-    async def limit(self, seconds: float) -> None:
+    async def limit(self, seconds: float) -> bool:
         self.receiver.answer = Reply(self.limited, {"Retry-After": str(int(seconds))})
+        return True
 
 
 class WebhookHarness(HttpHarness):

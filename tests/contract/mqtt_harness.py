@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from bridge.sinks import Sink
 from bridge.sinks.mqtt import MqttConfig, open_mqtt
 from tests.contract.harness import Make
@@ -68,8 +66,9 @@ class MqttHarness:
     async def refuse(self) -> None:
         self.peer.answer = Acknowledge(0x99)
 
-    async def limit(self, seconds: float) -> None:
-        pytest.skip("MQTT names no time")
+    async def limit(self, seconds: float) -> bool:
+        self.peer.answer = Acknowledge(0x97)  # quota exceeded
+        return False
 
 
 def _made(qos: int) -> Make:
