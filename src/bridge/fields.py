@@ -99,10 +99,27 @@ def mistakes(
     known = frozenset(_keys(model, set()))
     found = error.errors(include_url=False, include_input=False)
     return [
-        document.mistake(_written(document, (*at, *details["loc"]), details), _advice(details, known))
+        _mistake(document, (*at, *details["loc"]), details, known)
         for details in found
         if details["type"] != "too_short" or not _has_others(details, found)
     ]
+
+
+def _mistake(
+    document: Document, loc: Sequence[str | int], details: ErrorDetails, known: frozenset[str]
+) -> Mistake:
+    """What a model says of its keys together may begin with the one that is meant: `batch: is JSON`."""
+    path, advice = _written(document, loc, details), _advice(details, known)
+    word, colon, rest = advice.partition(": ")
+    if details["type"] == "value_error" and colon and word in known and _is_section(document.value, path):
+        return document.mistake((*path, word), rest)
+    return document.mistake(path, advice)
+
+
+def _is_section(value: Any, path: Sequence[str | int]) -> bool:
+    for step in path:
+        value = value[step] if step in _steps(value) else None
+    return isinstance(value, Mapping)
 
 
 def _has_others(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:

@@ -185,6 +185,5 @@ async def test_check_prints_what_would_run_or_the_line_to_add(tmp_path: Path) ->
     (tmp_path / "bridge.yaml").write_text(text.replace("    allow_private_networks: true\n", ""))
     refused = await bridge_command(tmp_path, "check")
     assert refused.returncode == 1
-    assert "sinks.crm.url: the guard refuses its address: loopback; add allow_networks: [127.0.0.1]" in (
-        refused.stderr
-    )
+    said = "the guard refuses its address: loopback; add allow_networks: [127.0.0.1]"
+    assert f"bridge.yaml:10: sinks.crm.url: {said}" in refused.stderr

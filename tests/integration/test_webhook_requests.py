@@ -194,8 +194,8 @@ async def test_a_template_with_its_content_type() -> None:
 @pytest.mark.parametrize(
     ("keys", "advice"),
     [
-        ({"format": "template"}, "belong together"),
-        ({"template": "x"}, "belong together"),
+        ({"format": "template"}, "goes with format: template"),
+        ({"template": "x"}, "goes with format: template"),
         ({"format": "template", "template": "{{ x"}, "template: unexpected"),
         ({"format": "template", "template": "{{ devcie }}"}, "devcie is not defined"),
         ({"cloudevents": "binary"}, "goes with format: cloudevents"),

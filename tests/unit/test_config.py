@@ -133,6 +133,17 @@ def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
         ("rules: [rules.yaml]", "redact: [data.]", "14: redact[0]: write a path as"),
         ("  crm:", "  c r m:", "10: sinks.c r m"),
         ("    type: webhook\n", "", "10: sinks.crm.type: is required"),
+        (
+            "headers: {X-Env: prod}",
+            "batch: {max_events: 2}\n    content_type: text/plain",
+            "13: sinks.crm.batch: a batch is JSON, and content_type says something else",
+        ),
+        (
+            "headers: {X-Env: prod}",
+            "format: template\n    template: '{{ nope }}'",
+            "14: sinks.crm.template: nope is not defined; there is",
+        ),
+        ("headers: {X-Env: prod}", "format: template", "10: sinks.crm.template: goes with format: template"),
         ("rules: [rules.yaml]", "max_size: 5", "14: max_size: must be at least 1048576"),
         ("rules: [rules.yaml]", "admin: [x]", "14: admin: must be a map"),
         ("rules: [rules.yaml]", "log: 5", "14: log: must be a map"),

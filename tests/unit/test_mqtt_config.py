@@ -87,8 +87,8 @@ def test_any_text_is_an_address_or_a_value_error(url: str) -> None:
     ("keys", "advice"),
     [
         ({"format": "xml"}, "Input should be 'event'"),
-        ({"format": "template"}, "format: template and template belong together"),
-        ({"template": "x"}, "format: template and template belong together"),
+        ({"format": "template"}, "template: goes with format: template"),
+        ({"template": "x"}, "template: goes with format: template"),
         ({"format": "template", "template": "{{ x"}, "template"),
         ({"cloudevents": "binary"}, "binary goes with format: cloudevents"),
         ({"format": "cloudevents", "cloudevents": "binary", "protocol": "3.1.1"}, "and protocol: 5"),

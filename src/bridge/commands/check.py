@@ -14,7 +14,7 @@ from bridge.commands.check_online import asked
 from bridge.commands.terminal import NOT_SO, WRONG, ConfigOption, fail, loaded, print_lines, run_async
 from bridge.config import Config
 from bridge.doctor import listing
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, Mistake
 from bridge.event import KINDS
 from bridge.sinks.guard import blocked, openable, policy
 from bridge.sinks.registry import SinkConfig
@@ -89,7 +89,7 @@ def unconfirmed(sink: SinkConfig) -> str:
     return ""
 
 
-def refused_addresses(config: Config) -> Iterator[str]:
+def refused_addresses(config: Config) -> Iterator[Mistake]:
     """What the guard would refuse today, with the line that opens it (DESIGN.md §2.6)."""
     for name, sink in config.sinks.items():
         if isinstance(sink, WebhookConfig) and sink.proxy is None:
@@ -103,8 +103,10 @@ def refused_addresses(config: Config) -> Iterator[str]:
         for address in sorted(addresses(host)):
             why = blocked(address, opened, host)
             if why:
-                line = f"add allow_networks: [{host}]" if openable(why) else "no key opens it"
-                yield f"sinks.{name}.{key}: the guard refuses its address: {why}; {line}"
+                opens = f'"{host}"' if ":" in host else host
+                line = f"add allow_networks: [{opens}]" if openable(why) else "no key opens it"
+                advice = f"the guard refuses its address: {why}; {line}"
+                yield config.mistake(("sinks", name, key), advice)
 
 
 def addresses(host: str) -> set[str]:

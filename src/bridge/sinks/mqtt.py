@@ -131,7 +131,7 @@ class MqttConfig(Section):
 
     def _check_format(self) -> None:
         if (self.format == "template") != (self.template is not None):
-            raise ValueError("format: template and template belong together")
+            raise ValueError("template: goes with format: template, and that with it")
         if self.cloudevents == "binary" and (self.format != "cloudevents" or self.protocol != 5):
             raise ValueError("cloudevents: binary goes with format: cloudevents and protocol: 5")
         if self.tenant is not None and self.format != "tts-v3":

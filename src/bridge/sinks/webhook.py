@@ -138,7 +138,7 @@ class WebhookConfig(Section):
 
     def _fits_together(self) -> None:
         if (self.format == "template") != (self.template is not None):
-            raise ValueError("format: template and template belong together")
+            raise ValueError("template: goes with format: template, and that with it")
         if self.cloudevents == "binary" and self.format != "cloudevents":
             raise ValueError("cloudevents: binary goes with format: cloudevents")
         if self.format == "cloudevents" and self.content_type:
