@@ -153,6 +153,20 @@ async def test_every_command_is_told_in_a_whole_sentence(tmp_path: Path) -> None
         assert "..." not in told.stdout.partition("Commands:")[2]
 
 
+async def test_every_command_takes_a_config(tmp_path: Path) -> None:
+    """Also those that need none; `init` writes it."""
+    (tmp_path / "key").write_text("NNSXS.X")
+    for command in (("catalogue", "as.up.data.forward"), ("schema",)):
+        assert (await bridge_command(tmp_path, *command, "-c", "other.yaml")).returncode == 0
+    (tmp_path / "other.yaml").touch()
+    asked = ("init", "--url", "http://127.0.0.1:1", "--api-key-file", "key", "-c", "other.yaml")
+    found = await bridge_command(tmp_path, *asked)
+    assert (found.returncode, found.stderr) == (
+        2,
+        "other.yaml: exists; name another file with -o, or add --force\n",
+    )
+
+
 async def test_warnings_and_streams_have_their_places(tmp_path: Path) -> None:
     """A sink nobody sends to, a template no event fits: each with its line; and what is opened."""
     text = CONFIG.format(tts="http://127.0.0.1:1", token=TOKEN, crm="http://127.0.0.1:1", admin=ADMIN)

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from bridge.catalogue import EventName
-from bridge.commands.terminal import NOT_SO, JsonOption, fail, print_json, print_lines
+from bridge.commands.terminal import NOT_SO, JsonOption, NoConfigOption, fail, print_json, print_lines
 from bridge.errors import ConfigError, Mistake
 from bridge.names import MatchError, NamePattern
 
@@ -61,6 +61,7 @@ def catalogue(
         str | None, typer.Argument(help="A name, part of one, with * or **, or /regex/.")
     ] = None,
     as_json: JsonOption = False,
+    _config: NoConfigOption = None,
 ) -> None:
     """List event names with component, type, right and stream.
 

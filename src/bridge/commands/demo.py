@@ -16,7 +16,7 @@ import anyio
 
 from bridge import logs
 from bridge.app import serve
-from bridge.commands.terminal import run_async
+from bridge.commands.terminal import NoConfigOption, run_async
 from bridge.config import Config, load
 from bridge.receiver import Receiver, receive, sentence
 from bridge.standin import ALL, World, entities_in, play
@@ -36,7 +36,7 @@ Press Ctrl-C to end.
 time      sink        about               what happened"""
 
 
-def demo() -> None:
+def demo(_config: NoConfigOption = None) -> None:
     """Show bridge at work; needs no server and no account.
 
     Recorded traffic passes through the shipped rules into an embedded receiver.

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from bridge.commands.terminal import print_lines, run_async
+from bridge.config import path_from
 from bridge.errors import ConfigError, Mistake, SourceError, StartError
 from bridge.event import Kind
 from bridge.sources.api import Api, AuthInfo, HttpApi, Page
@@ -48,16 +49,23 @@ class Seen:
 def init(
     url: Annotated[str, typer.Option("--url", help="Such as https://eu1.cloud.thethings.network.")],
     api_key_file: Annotated[Path, typer.Option("--api-key-file", help="A file with the API key in it.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to; - for standard output.")] = Path(
-        "bridge.yaml"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "-c",
+            "--output",
+            "--config",
+            help="Where to [default: $BRIDGE_CONFIG or ./bridge.yaml]; - prints it.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a first bridge.yaml from what a key can see.
 
     The Things Stack is asked; the file has comments.
     """
-    address = checked(url)
+    address, output = checked(url), path_from(output)
     key = key_in(api_key_file)
     on_screen = str(output) == "-"
     if not on_screen and output.exists() and not force:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bridge.commands.terminal import NoConfigOption
 from bridge.schema import config_schema, rules_schema
 
 
@@ -14,6 +15,7 @@ def schema(
     what: Annotated[Literal["config", "rules"], typer.Argument(help="Of bridge.yaml, or of rule files.")] = (
         "config"
     ),
+    _config: NoConfigOption = None,
 ) -> None:
     """Print the JSON Schema of bridge.yaml or of rule files.
 

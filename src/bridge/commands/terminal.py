@@ -14,7 +14,7 @@ import anyio
 import typer
 
 from bridge.config import Config, load, path_from
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigError
 
 NOT_SO, WRONG, CANNOT = 1, 2, 3
 """Exit codes: the thing asked for is not so; wrong config or arguments; cannot start or reach."""
@@ -23,6 +23,10 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("-c", "--config", help="Config file [default: $BRIDGE_CONFIG or ./bridge.yaml]."),
 ]
+NoConfigOption = Annotated[
+    Path | None, typer.Option("-c", "--config", hidden=True, help="Taken as every command takes it.")
+]
+"""For commands that need no config."""
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -45,6 +49,14 @@ def print_lines(lines: Iterable[str]) -> None:
 def loaded(path: Path | None, *, no_secrets: bool = False) -> Config:
     """The config a command was given; raises ConfigError."""
     return load(path_from(path), os.environ, no_secrets=no_secrets)
+
+
+def to_read(path: Path | None) -> Config:
+    """The config for a command that only looks: secrets need not be there, unless the outbox is one."""
+    try:
+        return loaded(path, no_secrets=True)
+    except ConfigError:
+        return loaded(path)
 
 
 def run_async(call: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
