@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,6 +152,18 @@ async def test_every_command_is_told_in_a_whole_sentence(tmp_path: Path) -> None
         told = await bridge_command(tmp_path, *group, "--help")
         assert told.returncode == 0
         assert "..." not in told.stdout.partition("Commands:")[2]
+
+
+async def test_warnings_of_a_load_are_logged_as_that_config_says(tmp_path: Path) -> None:
+    """At the start they came before log.level and log.format counted; a reload did not change the two."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (tmp_path / "bridge.yaml").write_text(
+            "sinks: {idle: {type: webhook, url: 'https://crm.example/hook'}}\n"
+            f"admin: {{listen: '127.0.0.1:{taken.getsockname()[1]}'}}\nlog: {{level: error}}\n"
+        )
+        found = await bridge_command(tmp_path, "run")
+    assert found.returncode == 3
+    assert len(found.stderr.splitlines()) == 1, found.stderr
 
 
 async def test_every_command_takes_a_config(tmp_path: Path) -> None:

@@ -155,6 +155,11 @@ def test_data_is_the_format_that_leaves_the_envelope_out() -> None:
     assert composed(format="data").payload == b'{"text":"a/b+c#d"}'
 
 
+def test_messages_of_a_device_may_be_kept_in_order() -> None:
+    """As for the other sinks; retained topics want it."""
+    assert (config().order, config(order="entity").order) == ("none", "entity")
+
+
 def test_cloudevents_go_structured_or_binary() -> None:
     """As the MQTT protocol binding has them: one JSON object, or attributes as user properties."""
     structured = composed(format="cloudevents")

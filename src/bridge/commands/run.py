@@ -36,7 +36,8 @@ def run(
 
 
 def warned(config: Config) -> Config:
-    """*config*, after its warnings are logged: at start and with every reload."""
+    """*config*, after its warnings are logged as it says: at start and with every reload."""
+    logs.configure(config.log.level, config.log.format)
     for each in warnings(config):
         log.warning(str(each))
     return config
@@ -45,7 +46,6 @@ def warned(config: Config) -> Config:
 async def until_signal(load: Callable[[], Config], watching: bool = False) -> None:
     """Run until SIGTERM or SIGINT; a second one does not wait for what is in flight."""
     config = load()
-    logs.configure(config.log.level, config.log.format)
     stop = anyio.Event()
     running: list[Running] = []
 

@@ -115,6 +115,8 @@ class MqttConfig(Section):
     max_in_flight: Annotated[int, Field(ge=1, le=1000)] = 100
     timeout: Annotated[Duration, Field(gt=0, le=600)] = 10.0
     """For one attempt: until the acknowledgement, waiting for the connection included."""
+    order: Literal["none", "entity"] = "none"
+    """entity: one at a time for each device or gateway, in the order received; retries do not overtake."""
     tls: TlsConfig = TlsConfig()
     retry: RetryConfig = RetryConfig()
 
