@@ -26,6 +26,7 @@ from bridge.ingest import Ingest, Notification
 from bridge.metrics import Metrics
 from bridge.ops import StoreCollector, admin_app, metrics_app
 from bridge.outbox import Accepted, Outbox
+from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
@@ -85,7 +86,10 @@ async def serve(
         outbox = await stack.enter_async_context(opened_store(config))
         app = App(outbox, load, tracer)
         url = url_of(listening)
-        Path(f"{config.outbox_path}.lock").write_text(url)
+        if isinstance(outbox, JetStreamOutbox):
+            outbox.arrived = app.dispatchers.wake
+        else:
+            Path(f"{config.outbox_path}.lock").write_text(url)
         await stack.enter_async_context(http(admin_app(app.parts, lambda: app.access), listening))
         if scraping:
             await stack.enter_async_context(http(metrics_app(app.parts), scraping))

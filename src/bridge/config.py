@@ -16,6 +16,7 @@ from bridge import references, yamltext
 from bridge.alertset import AlertSet
 from bridge.errors import ConfigError, Mistake
 from bridge.fields import Duration, Section, Size, mistakes, relative_to
+from bridge.outbox.jetstream import address as jetstream
 from bridge.overrides import overridden
 from bridge.redact import parse_path
 from bridge.render import labelled
@@ -63,10 +64,11 @@ Address = Annotated[str, BeforeValidator(_address)]
 
 
 def _outbox(value: str) -> str:
-    if value.startswith("nats:") or value.startswith("tls:"):
-        raise ValueError("NATS JetStream is not available in this version; write sqlite:bridge.db")
+    if jetstream.is_nats(value):
+        jetstream.parse(value)
+        return value
     if not value.startswith("sqlite:") or not value.removeprefix("sqlite:"):
-        raise ValueError("write sqlite:bridge.db")
+        raise ValueError("write sqlite:bridge.db, or nats://host:4222?stream=bridge")
     return value
 
 
@@ -118,7 +120,7 @@ class Config(BaseSettings):
     )
     """Rule files, relative to this file; may have * in them."""
     outbox: Annotated[str, AfterValidator(_outbox)] = "sqlite:bridge.db"
-    """Where deliveries wait; relative to the working directory."""
+    """Where deliveries wait: a file relative to the working directory, or NATS JetStream."""
     durability: Literal["power", "process"] = "power"
     """power: on the platter before anything else happens; process: survives a crash of bridge only."""
     dedup_window: Annotated[Duration, Field(gt=0)] = 172_800.0
@@ -187,7 +189,13 @@ class Config(BaseSettings):
         return self._files
 
     @property
+    def nats(self) -> jetstream.Address | None:
+        """None where the outbox is a file."""
+        return jetstream.parse(self.outbox) if jetstream.is_nats(self.outbox) else None
+
+    @property
     def outbox_path(self) -> Path:
+        """Only where `nats` is None."""
         return Path(self.outbox.removeprefix("sqlite:"))
 
 

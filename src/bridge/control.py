@@ -18,7 +18,8 @@ import httpx
 
 from bridge.config import Config
 from bridge.errors import StartError
-from bridge.outbox.sqlite import SqliteOutbox, open_outbox, threads
+from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream, open_reader
+from bridge.outbox.sqlite import SqliteOutbox, SqliteReader, open_outbox, open_readonly, threads
 
 PATIENCE = 60.0  # seconds for one answer
 
@@ -50,6 +51,8 @@ class Admin:
 
 def admin_of(config: Config) -> Admin | None:
     """Where the bridge that runs on the store of *config* listens; None if none runs."""
+    if config.nats is not None:  # any number of processes may change it
+        return None
     lock = Path(f"{config.outbox_path}.lock")
     try:
         with lock.open("r") as file:
@@ -75,7 +78,36 @@ def reachable(url: str) -> str:
 
 
 @asynccontextmanager
-async def opened_store(config: Config) -> AsyncIterator[SqliteOutbox]:
+async def opened_store(config: Config) -> AsyncIterator[SqliteOutbox | JetStreamOutbox]:
+    """The store of *config*; raises StartError, or ConfigError where an extra is missing."""
+    if config.nats is not None:
+        async with open_jetstream(
+            config.nats,
+            dedup_window=config.dedup_window,
+            dead_letter_retention=config.dead_letter_retention,
+            trace_retention=config.trace_retention,
+            max_size=config.max_size,
+            overflow=config.overflow,
+        ) as shared:
+            yield shared
+        return
+    async with opened_file(config) as outbox:
+        yield outbox
+
+
+@asynccontextmanager
+async def opened_reader(config: Config) -> AsyncIterator[SqliteReader | JetStreamOutbox]:
+    """The store of *config* for a command that only looks, also while bridge runs; raises StartError."""
+    if config.nats is not None:
+        async with open_reader(config.nats) as shared:
+            yield shared
+        return
+    async with open_readonly(config.outbox_path) as reader:
+        yield reader
+
+
+@asynccontextmanager
+async def opened_file(config: Config) -> AsyncIterator[SqliteOutbox]:
     """The store of *config*, locked, with one thread that writes and one that reads; raises StartError."""
     async with (
         threads() as write,

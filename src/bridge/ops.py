@@ -114,6 +114,8 @@ async def measure(parts: Parts) -> None:
     metrics.store_bytes.set(used)
     metrics.store_limit.set(config.max_size)
     publish(metrics, parts.ingest.alerting)
+    if config.nats is not None:
+        return
     with suppress(OSError):
         disk = await anyio.to_thread.run_sync(disk_usage, config.outbox_path.absolute().parent)
         metrics.store_disk.set(disk.total)

@@ -23,6 +23,7 @@ import anyio
 import msgspec
 
 from bridge.commands.queue import listed
+from bridge.config import Config
 from bridge.delivery import Delivered, Delivery, Done, Failure, Later, RetryLater, Route, Settlement
 from bridge.event import Event
 from bridge.outbox import Batch, Intake
@@ -109,7 +110,7 @@ async def start(path: Path, _count: int) -> None:
 async def listing(path: Path, _count: int) -> None:
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        await listed(path, None, None, 100, as_json=False)
+        await listed(Config(outbox=f"sqlite:{path}"), None, None, 100, as_json=False)
     tell(f"queue list        {time.perf_counter() - began:10.3f} s")
 
 

@@ -5,24 +5,32 @@ On virtual time and in place (no threads), so that hypothesis can run hundreds o
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+import anyio.to_thread
+
 from bridge.delivery import Dead, Delivered, Delivery, Done, Failure, Later, RetryLater, Route, Settlement
 from bridge.event import Event
 from bridge.outbox import Batch, Intake, Outbox
 from bridge.outbox.file import connect_readonly
+from bridge.outbox.jetstream.address import parse
+from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream
 from bridge.outbox.sqlite import Overflow, SqliteOutbox, SqliteReader, open_outbox
 from bridge.outbox.verify import verify
+from tests.nats import Elsewhere, shared_server
 
 T = TypeVar("T")
 
 NOW = 1_795_468_146.0  # unix seconds: when the recordings were made
 DEDUP, LETTERS, TRACES = 1000.0, 5000.0, 500.0
 HORIZON = 3600.0
+WINDOW = "100ms"  # the shortest that nats-server has for duplicates
 
 
 class Crash(BaseException):
@@ -153,7 +161,88 @@ async def sqlite(folder: Path) -> Opened:
     return opened
 
 
-KINDS: dict[str, Callable[[Path], Coroutine[Any, Any, Opened]]] = {"sqlite": sqlite}
+class OpenedNats:
+    """A replica on a real server. A kill leaves everything as the server has it, and writes nothing down.
+
+    The promise is weaker than SQLite's (bridge/outbox/jetstream/__init__.py): a batch is not one transaction.
+    So a kill in the middle of a call is not a story of the contract; tests/integration/test_nats.py tells it.
+    """
+
+    def __init__(self) -> None:
+        self.power = Power()
+        self._stream = f"t{uuid.uuid4().hex[:12]}"
+        self._elsewhere = Elsewhere()
+        self._lives = 0
+
+    async def open(self) -> Outbox:
+        self._over, opened = asyncio.Event(), self._elsewhere.loop.create_future()
+        self._life = self._elsewhere.begin(self._live(self._over, opened))
+        self.real = await self._elsewhere.call(_awaited(opened))
+        self.outbox = self._elsewhere.outbox(self.real, {"accept": self._powered, "tidy": self._waited})
+        return self.outbox
+
+    async def _live(self, over: asyncio.Event, opened: asyncio.Future[JetStreamOutbox]) -> None:
+        address = parse(shared_server().url(self._stream, replica="a", duplicate_window=WINDOW))
+        try:
+            async with open_jetstream(
+                address, dedup_window=DEDUP, dead_letter_retention=LETTERS, trace_retention=TRACES
+            ) as outbox:
+                opened.set_result(outbox)
+                await over.wait()
+        except BaseException as error:
+            if not opened.done():
+                opened.set_exception(error)
+            raise
+
+    async def _powered(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        fails, self.power.fails = self.power.fails, None
+        if fails == "before":
+            raise Crash
+        result = await call()
+        if fails == "after":
+            raise Crash
+        return result
+
+    async def _waited(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The tests' clock jumps, the server's does not: its window ends as well where theirs does."""
+        result = await call()
+        await self._elsewhere.call(asyncio.sleep(0.1))
+        return result
+
+    async def crash(self) -> Outbox:
+        await self._end(in_order=False)
+        return await self.open()
+
+    def crash_during(self, step: int) -> None:
+        """Never: see above."""
+
+    def has_crashed(self) -> bool:
+        return False
+
+    async def close(self) -> None:
+        await self._end(in_order=True)
+        self._elsewhere.close()
+
+    async def _end(self, *, in_order: bool) -> None:
+        self.real.is_killed = not in_order
+        self._elsewhere.loop.call_soon_threadsafe(self._over.set)
+        await anyio.to_thread.run_sync(self._life.result)
+
+    async def sums(self) -> list[str]:
+        return await self._elsewhere.call(verify(self.real))
+
+
+async def _awaited(future: asyncio.Future[T]) -> T:
+    return await future
+
+
+async def nats(folder: Path) -> Opened:
+    opened = OpenedNats()
+    await opened.open()
+    return opened
+
+
+KINDS: dict[str, Callable[[Path], Coroutine[Any, Any, Opened]]] = {"nats": nats, "sqlite": sqlite}
 """Each opens an empty outbox on a folder."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -429,5 +429,21 @@ class SqliteStories(OutboxStories):
     """On SQLite."""
 
 
+class NatsStories(OutboxStories):
+    """On JetStream: a kill comes between two calls."""
+
+    kind = "nats"
+
+
 TestSqliteStories = SqliteStories.TestCase
 TestSqliteStories.settings = settings(max_examples=200 if "CI" in os.environ else 40, stateful_step_count=40)
+
+TestNatsStories = NatsStories.TestCase
+TestNatsStories.settings = settings(
+    max_examples=30 if "CI" in os.environ else 8,
+    stateful_step_count=40,
+    phases=[
+        Phase.explicit,
+        Phase.generate,
+    ],  # shrinking would take hours
+)

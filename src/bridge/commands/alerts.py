@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import typer
 
 from bridge.alerting import Alerting, Current, as_object
-from bridge.alertset import AlertSet
-from bridge.commands.terminal import ConfigOption, JsonOption, loaded, print_json, run_async
+from bridge.commands.terminal import ConfigOption, JsonOption, print_json, run_async, to_read
+from bridge.config import Config
+from bridge.control import opened_reader
 from bridge.errors import StartError
 from bridge.event import rfc3339
-from bridge.outbox.sqlite import open_readonly
 
 app = typer.Typer(help="What is wrong now.", no_args_is_help=True)
 
@@ -23,21 +22,21 @@ def list_alerts(config: ConfigOption = None, as_json: JsonOption = False) -> Non
 
     As of the last thing bridge has stored.
     """
-    found = loaded(config, no_secrets=True)
-    for each in run_async(current, found.outbox_path, found.alert_set):
+    found = to_read(config)
+    for each in run_async(current, found):
         print_json(as_object(each)) if as_json else print(shown(each))
 
 
-async def current(path: Path, alerts: AlertSet) -> list[Current]:
-    """By the store at *path*; raises StartError."""
-    if not path.exists():
-        raise StartError(f"{path}: there is no store yet")
-    async with open_readonly(path) as store:
+async def current(config: Config) -> list[Current]:
+    """By the store of *config*; raises StartError."""
+    if config.nats is None and not config.outbox_path.exists():
+        raise StartError(f"{config.outbox_path}: there is no store yet")
+    async with opened_reader(config) as store:
         rows = await store.alert_states()
     alerting = Alerting()
     alerting.load(rows)
     alerting.now = time.time_ns()
-    alerting.configure(alerts, 0)
+    alerting.configure(config.alert_set, 0)
     return alerting.current()
 
 

@@ -20,13 +20,13 @@ from bridge.commands.terminal import (
     print_json,
     print_lines,
     run_async,
+    to_read,
 )
 from bridge.commands.trace import at
 from bridge.config import Config
-from bridge.control import Admin, admin_of, opened_store
+from bridge.control import Admin, admin_of, opened_reader, opened_store
 from bridge.fields import seconds
 from bridge.outbox import DeadLetter, DeadLetterFilter
-from bridge.outbox.sqlite import open_readonly
 
 PAGE = 1000  # rows read at a time
 SHOWN = 100  # dead letters listed unless asked for more
@@ -47,10 +47,10 @@ def now() -> float:
     return time.time()
 
 
-async def listed(path: Path, wanted: DeadLetterFilter, limit: int | None) -> list[DeadLetter]:
-    """The dead letters in the store at *path*, oldest first, at most *limit*; raises StartError."""
+async def listed(config: Config, wanted: DeadLetterFilter, limit: int | None) -> list[DeadLetter]:
+    """The dead letters in the store of *config*, oldest first, at most *limit*; raises StartError."""
     found: list[DeadLetter] = []
-    async with open_readonly(path) as store:
+    async with opened_reader(config) as store:
         while limit is None or len(found) < limit:
             size = PAGE if limit is None else min(PAGE, limit - len(found))
             page = await store.dead_letters(wanted, limit=size, after=found[-1].id if found else None)
@@ -135,8 +135,8 @@ def list_dead_letters(
     as_json: JsonOption = False,
 ) -> None:
     """What was given up, oldest first."""
-    path = loaded(config, no_secrets=True).outbox_path
-    found = run_async(listed, path, selected(None, sink, rule, reason, since), limit or None)
+    settings = to_read(config)
+    found = run_async(listed, settings, selected(None, sink, rule, reason, since), limit or None)
     for each in found:
         if as_json:
             print_json(line(each))
@@ -153,8 +153,8 @@ def show_dead_letter(
     as_json: JsonOption = False,
 ) -> None:
     """All that is known of one dead letter."""
-    path = loaded(config, no_secrets=True).outbox_path
-    found = run_async(listed, path, DeadLetterFilter(ids=[identifier]), 1)
+    settings = to_read(config)
+    found = run_async(listed, settings, DeadLetterFilter(ids=[identifier]), 1)
     if not found:
         fail([f"{identifier}: no such dead letter"], NOT_SO)
     if as_json:

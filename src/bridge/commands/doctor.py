@@ -21,8 +21,9 @@ from bridge import logs
 from bridge.commands import doctor_sinks, doctor_sources
 from bridge.commands.terminal import NOT_SO, ConfigOption, JsonOption, loaded, print_json, run_async
 from bridge.config import Config
+from bridge.control import opened_reader
 from bridge.doctor import Finding, disk, sync_speed
-from bridge.errors import StartError
+from bridge.errors import BridgeError, StartError
 from bridge.outbox.file import RESERVE, refuse_foreign, refuse_network
 from bridge.sources.models import ReplaySourceConfig
 from bridge.sources.notification import NotificationsSourceConfig
@@ -118,8 +119,21 @@ async def replay(about: str, source: ReplaySourceConfig) -> AsyncIterator[Findin
 
 async def store(config: Config) -> AsyncIterator[Finding]:
     """Space and speed of the disk the store is on, without touching the store."""
+    if config.nats is not None:
+        yield await streams(config)
+        return
     for each in await anyio.to_thread.run_sync(lambda: list(stored_on(config.outbox_path, config))):
         yield each
+
+
+async def streams(config: Config) -> Finding:
+    """Is JetStream there, with bridge's streams?"""
+    try:
+        async with opened_reader(config) as outbox:
+            used = await outbox.bytes_used()
+    except BridgeError as error:
+        return Finding("outbox", "streams", "wrong", str(error), "start the server, or correct outbox")
+    return Finding("outbox", "streams", "ok", f"JetStream holds {used:,} bytes of bridge's")
 
 
 def stored_on(path: Path, config: Config) -> Iterator[Finding]:

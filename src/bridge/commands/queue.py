@@ -21,15 +21,17 @@ from bridge.commands.terminal import (
     print_json,
     print_lines,
     run_async,
+    to_read,
 )
 from bridge.commands.trace import at
 from bridge.config import Config
-from bridge.control import admin_of, opened_store
+from bridge.control import admin_of, opened_reader, opened_store
 from bridge.errors import StartError
-from bridge.outbox import Waiting, queue
+from bridge.outbox import Waiting
 from bridge.outbox.exchange import Exported, from_line, to_line
+from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.outbox.queue import PAGE, Imported, Queue, Shown
-from bridge.outbox.sqlite import SqliteReader, open_readonly
+from bridge.outbox.sqlite import SqliteReader
 
 SHOWN = 100  # deliveries listed unless asked for more
 
@@ -47,23 +49,23 @@ def list_queue(
     as_json: JsonOption = False,
 ) -> None:
     """What waits, since when and why, in the order received."""
-    path = loaded(config, no_secrets=True).outbox_path
-    run_async(listed, path, sink, rule, limit or None, as_json)
+    settings = to_read(config)
+    run_async(listed, settings, sink, rule, limit or None, as_json)
 
 
-async def listed(path: Path, sink: str | None, rule: str | None, limit: int | None, as_json: bool) -> None:
-    """Print the queues at *path* (not with *as_json*) and up to *limit* deliveries; raises StartError."""
-    async with open_readonly(path) as store:
-        found = [each for each in await store.read(queue.queues) if sink in (None, each.sink)]
+async def listed(
+    config: Config, sink: str | None, rule: str | None, limit: int | None, as_json: bool
+) -> None:
+    """Print the queues of *config* (not with *as_json*) and up to *limit* deliveries; raises StartError."""
+    async with opened_reader(config) as store:
+        found = [each for each in await store.queues() if sink in (None, each.sink)]
         pauses = {each.sink: each.pause for each in found}
         if not as_json:
             print_lines(summary(each) for each in found)
         left, after = limit, 0
         while left is None or left > 0:
             size = PAGE if left is None else min(PAGE, left)
-            page = await store.read(
-                lambda db, after=after, size=size: queue.waiting(db, sink, rule, after, size)  # type: ignore[misc]
-            )
+            page = await store.waiting(sink, rule, after=after, limit=size)
             for each in page:
                 why = reason(each, pauses.get(each.sink) is not None)
                 print_json(line(each) | {"why": why}) if as_json else print(row(each, why))
@@ -125,7 +127,7 @@ def show_delivery(
     as_json: JsonOption = False,
 ) -> None:
     """All that is known of one delivery that waits."""
-    found = run_async(shown, loaded(config, no_secrets=True).outbox_path, identifier)
+    found = run_async(shown, to_read(config), identifier)
     if not found:
         fail([f"{identifier}: does not wait; try `bridge trace` or `bridge dead-letters show`"], NOT_SO)
     for each in found:
@@ -135,9 +137,9 @@ def show_delivery(
             print_lines(lines(each))
 
 
-async def shown(path: Path, identifier: str) -> list[Shown]:
-    async with open_readonly(path) as store:
-        return await store.read(lambda db: queue.show(db, identifier))
+async def shown(config: Config, identifier: str) -> list[Shown]:
+    async with opened_reader(config) as store:
+        return await store.show(identifier)
 
 
 def document(each: Shown) -> dict[str, object]:
@@ -178,7 +180,7 @@ def check_store(config: ConfigOption = None, as_json: JsonOption = False) -> Non
 
     Reads every page and compares what belongs together.
     """
-    wrong = run_async(checked, loaded(config, no_secrets=True).outbox_path)
+    wrong = run_async(checked, to_read(config))
     for each in wrong:
         if as_json:
             print_json({"problem": each})
@@ -190,9 +192,9 @@ def check_store(config: ConfigOption = None, as_json: JsonOption = False) -> Non
         print("the store is whole")
 
 
-async def checked(path: Path) -> list[str]:
-    async with open_readonly(path) as store:
-        return await store.read(queue.check)
+async def checked(config: Config) -> list[str]:
+    async with opened_reader(config) as store:
+        return await store.check()
 
 
 @app.command("export")
@@ -201,19 +203,19 @@ def export_queue(file: FileArgument = "-", config: ConfigOption = None) -> None:
 
     One event a line; safe while bridge runs.
     """
-    path = loaded(config, no_secrets=True).outbox_path
+    settings = to_read(config)
     if file == "-":
-        count = run_async(export_to, path, sys.stdout.buffer)
+        count = run_async(export_to, settings, sys.stdout.buffer)
     else:
         with opened(Path(file), "xb") as out:
-            count = run_async(export_to, path, out)
+            count = run_async(export_to, settings, out)
     print(f"{count} events exported", file=sys.stderr)
 
 
-async def export_to(path: Path, out: BinaryIO) -> int:
-    """Write the store at *path* to *out*; returns how many events. Read in pages, so no writer waits."""
+async def export_to(config: Config, out: BinaryIO) -> int:
+    """Write the store of *config* to *out*; returns how many events. Read in pages, so no writer waits."""
     count = 0
-    async with open_readonly(path) as store:
+    async with opened_reader(config) as store:
         async for page in pages(store):
             out.writelines(map(to_line, page))
             count += len(page)
@@ -222,10 +224,10 @@ async def export_to(path: Path, out: BinaryIO) -> int:
     return count
 
 
-async def pages(store: SqliteReader) -> AsyncIterator[Sequence[Exported]]:
+async def pages(store: SqliteReader | JetStreamOutbox) -> AsyncIterator[Sequence[Exported]]:
     after: int | None = 0
     while after is not None:
-        page, after = await store.read(lambda db, after=after: queue.exported(db, after))  # type: ignore[misc]
+        page, after = await store.exported(after)
         yield page
 
 

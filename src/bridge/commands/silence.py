@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import secrets
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -20,14 +19,14 @@ from bridge.commands.terminal import (
     loaded,
     print_json,
     run_async,
+    to_read,
 )
 from bridge.commands.trace import at
 from bridge.config import Config
-from bridge.control import admin_of, opened_store
+from bridge.control import admin_of, opened_reader, opened_store
 from bridge.errors import StartError
 from bridge.fields import seconds
 from bridge.outbox import Batch
-from bridge.outbox.sqlite import open_readonly
 from bridge.silences import Silence, checked, matcher
 
 app = typer.Typer(help="Who is not told for a while.", no_args_is_help=True)
@@ -75,7 +74,7 @@ def list_silences(
 ) -> None:
     """Who is not told, until when, and why."""
     now = time.time()
-    for each in run_async(listed, loaded(config, no_secrets=True).outbox_path):
+    for each in run_async(listed, to_read(config)):
         if everything or each.state(now) != "expired":
             print_json(line(each, now)) if as_json else print(shown(each, now))
 
@@ -86,7 +85,7 @@ def expire(
 ) -> None:
     """End silences now."""
     found = loaded(config)
-    known = {each.id: each for each in run_async(listed, found.outbox_path)}
+    known = {each.id: each for each in run_async(listed, found)}
     missing = [each for each in ids if each not in known]
     if missing:
         fail([f"{each}: no such silence" for each in missing], NOT_SO)
@@ -108,11 +107,11 @@ async def stored(config: Config, silence: Silence) -> None:
         await outbox.accept(Batch(alerts=silence_row(silence)))
 
 
-async def listed(path: Path) -> list[Silence]:
-    """Those in the store at *path*, the one that ends last first; raises StartError."""
-    if not path.exists():
-        raise StartError(f"{path}: there is no store yet")
-    async with open_readonly(path) as store:
+async def listed(config: Config) -> list[Silence]:
+    """Those in the store of *config*, the one that ends last first; raises StartError."""
+    if config.nats is None and not config.outbox_path.exists():
+        raise StartError(f"{config.outbox_path}: there is no store yet")
+    async with opened_reader(config) as store:
         rows = await store.alert_states("silence")
     found = [msgspec.json.decode(state, type=Silence) for _, _, _, state in rows]
     return sorted(found, key=lambda each: (-each.ends, each.id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,14 +13,15 @@ from bridge.commands.terminal import (
     ConfigOption,
     JsonOption,
     fail,
-    loaded,
     print_json,
     print_lines,
     run_async,
+    to_read,
 )
+from bridge.config import Config
+from bridge.control import opened_reader
 from bridge.event import rfc3339
 from bridge.outbox import Trace, TracedDelivery
-from bridge.outbox.sqlite import open_readonly
 
 
 def trace(
@@ -33,7 +33,7 @@ def trace(
 
     When it was received, which rules wanted it, each attempt with status, duration and error.
     """
-    found = run_async(traced, loaded(config, no_secrets=True).outbox_path, unique_id)
+    found = run_async(traced, to_read(config), unique_id)
     if found is None:
         fail([f"{unique_id}: not known: never accepted, or longer ago than dedup_window"], NOT_SO)
     if as_json:
@@ -42,9 +42,9 @@ def trace(
         print_lines(shown(found))
 
 
-async def traced(path: Path, unique_id: str) -> Trace | None:
-    """What the store at *path* still knows of an event; raises StartError."""
-    async with open_readonly(path) as store:
+async def traced(config: Config, unique_id: str) -> Trace | None:
+    """What the store of *config* still knows of an event; raises StartError."""
+    async with opened_reader(config) as store:
         return await store.trace(unique_id)
 
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 from bridge.commands.terminal import (
     NOT_SO,
     ConfigOption,
     JsonOption,
     fail,
-    loaded,
     print_json,
     print_lines,
     run_async,
+    to_read,
 )
-from bridge.outbox.sqlite import open_readonly
+from bridge.config import Config
+from bridge.control import opened_reader
 from bridge.outbox.verify import Accounts, violations
 
 
 def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check that every event and delivery is accounted for."""
-    accounts = run_async(read, loaded(config, no_secrets=True).outbox_path)
+    accounts = run_async(read, to_read(config))
     if as_json:
         for each in documents(accounts):
             print_json(each)
@@ -35,8 +35,8 @@ def verify(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         print("all sums hold")
 
 
-async def read(path: Path) -> Accounts:
-    async with open_readonly(path) as store:
+async def read(config: Config) -> Accounts:
+    async with opened_reader(config) as store:
         return await store.accounts()
 
 

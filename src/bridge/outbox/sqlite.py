@@ -48,7 +48,7 @@ from bridge.outbox.file import (
     refuse_network,
 )
 from bridge.outbox.letting_go import Step
-from bridge.outbox.queue import Imported
+from bridge.outbox.queue import Imported, Queue, Shown
 from bridge.outbox.salvage import Salvaged, damage, is_damage, replace
 from bridge.outbox.transactions import Transaction
 from bridge.outbox.verify import Accounts
@@ -208,6 +208,22 @@ class SqliteReader:
 
     async def bytes_used(self) -> int:
         return await self.read(lambda db: queries.bytes_used(db, self.path))
+
+    async def queues(self) -> list[Queue]:
+        """Of every sink that ever got a delivery."""
+        return await self.read(queue.queues)
+
+    async def show(self, identifier: str) -> list[Shown]:
+        """What waits under the delivery id or unique_id *identifier*."""
+        return await self.read(lambda db: queue.show(db, identifier))
+
+    async def check(self) -> list[str]:
+        """What is wrong with the store; empty if nothing is."""
+        return await self.read(queue.check)
+
+    async def exported(self, after: int) -> tuple[list[Exported], int | None]:
+        """A page of events beyond number *after*, and where to go on."""
+        return await self.read(lambda db: queue.exported(db, after))
 
     async def accounts(self) -> Accounts:
         """What `verify` looks at."""

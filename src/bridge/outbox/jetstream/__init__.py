@@ -1,0 +1,35 @@
+"""The outbox on NATS JetStream: any number of replicas, one work queue a sink (DESIGN.md §6).
+
+Five streams and a key-value bucket (`wire.py` says what is on which subject):
+
+    events       limits retention, `Nats-Msg-Id` = unique_id: taken in, and what the rules want of it
+    deliveries   a work queue, one subject a delivery, one consumer a sink, `Nats-Msg-Id` = delivery id
+    settled      what was decided about each delivery; the last decision is the one that holds
+    attempts     the last 20 of each delivery
+    dead         dead letters
+    state        cursors, pauses, totals, alerts, memories of sinks, turns of `order: entity`, leases
+
+What is promised otherwise than by the SQLite store:
+
+- **A batch is not one transaction; an event is.** The event's message is its commit. A crash in the middle
+  of a batch leaves some of it stored; the rest comes again, because cursors move last. The order is:
+  events, their deliveries, what alerts remember, cursors. So after a crash an alert may say again what it
+  has said: it says it under the same unique_id, and that is a duplicate.
+- **An id is known for `dedup_window`, exactly, by its subject**: it takes the server some 150 bytes of
+  memory a kept event. `Nats-Msg-Id` absorbs what a client sends again within `duplicate_window` (2 min) at
+  no look-up.
+- **A kill repeats what was in flight**, at most `max_in_flight` of each sink, after `ack_wait` (30 s), or
+  at once where a replica that is alone comes back under its own name. A process stopped for longer than
+  `ack_wait` repeats what it was sending; of two that have sent the same, one decides and is counted.
+- **Sums hold over all replicas together**, exactly as soon as nothing is under way. Of duplicates and
+  unmatched events, which leave no message, the last second (`WRITE_DOWN_EVERY`) before a kill is not
+  counted, on either side of the sum.
+- **Each replica shows what it counted itself**; what waits and what is dead is everybody's, as of a second
+  ago.
+- `oldest` of more than 5,000 waiting deliveries is when that one was received which was longest untouched.
+- `durability` is the server's: JetStream answers when a majority of `replicas` has it, and a single server
+  syncs to disk every 2 min unless its `sync_interval` says otherwise. Losing power on all copies at once
+  may lose what was accepted since.
+- `max_size` is for deliveries and dead letters, all sinks together. Bodies of events are kept for
+  `dedup_window` beside them: plan that space on the server.
+"""

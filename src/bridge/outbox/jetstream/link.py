@@ -1,0 +1,363 @@
+"""The few JetStream calls that bridge makes, each answered by the server before it returns.
+
+nats-py is asyncio-only, and so is everything here. Whatever goes wrong is an OutboxError: a publish that
+was not answered may have been stored, which is what expectations (compare-and-set) and message ids are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from bridge.errors import ConfigError, Mistake, OutboxError, StartError
+from bridge.outbox.jetstream.address import Address
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+log = structlog.get_logger()
+
+ANSWER_WITHIN = 5.0  # seconds for one answer of the server
+CONNECT_WITHIN = 5.0  # seconds for the first connection
+RECONNECT_EVERY = 0.25  # seconds between tries
+OLDEST = (2, 9)  # JetStream's direct get and compare-and-set on a subject came with it
+WRONG_LAST = 10071  # err_code: the subject's last message is not the expected one
+FULL = (10023, 10047, 10077)  # err_codes: insufficient resources, storage exceeded, limits of the stream
+NO_MESSAGE = 10037
+NO_STREAM = 10059
+
+Watch = Callable[[str], None]
+"""Called with the subject before each write: tests let the power go there."""
+
+
+def unwatched(_subject: str) -> None:
+    pass
+
+
+class ApiError(OutboxError):
+    """The server refused; *code* is its `err_code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, full=code in FULL)
+        self.code = code
+
+
+class UncertainError(OutboxError):
+    """No answer came: it may have been stored or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as it is stored; *at* is the server's clock where it was told, RFC 3339."""
+
+    subject: str
+    seq: int
+    headers: Mapping[str, str]
+    body: bytes
+    at: str = ""
+
+
+@asynccontextmanager
+async def connected(
+    address: Address, *, watch: Watch = unwatched, why: str = "outbox"
+) -> AsyncIterator[Link]:
+    """Raises ConfigError without the extra `bridge[nats]`, StartError where no server is reached."""
+    try:
+        import nats.errors
+
+        import nats
+    except ImportError:
+        advice = "nats: needs the extra: pip install 'tts-event-bridge[nats]'"
+        raise ConfigError([Mistake("outbox", 0, "", advice)]) from None
+    try:
+        client = await asyncio.wait_for(nats.connect(**_options(address)), CONNECT_WITHIN)
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise StartError(f"{address.shown}: cannot be reached: {reason}") from None
+    try:
+        yield Link(client, address, watch)
+    finally:
+        client._disconnected_cb = None  # closing is no loss; nats-py tells both in one way
+        await client.close()
+
+
+def _options(address: Address) -> dict[str, Any]:
+    async def ended() -> None:
+        log.warning("nats connection lost", servers=address.shown)
+
+    async def again() -> None:
+        log.info("nats connected again", servers=address.shown)
+
+    async def complain(error: Exception) -> None:
+        log.debug("nats", error=f"{type(error).__name__}: {error}")
+
+    options: dict[str, Any] = {
+        "servers": list(address.servers),
+        "name": f"bridge {address.replica}",
+        "user": address.user,
+        "password": address.password,
+        "user_credentials": address.credentials,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": RECONNECT_EVERY,
+        "allow_reconnect": True,
+        "pending_size": 16 << 20,
+        "disconnected_cb": ended,
+        "reconnected_cb": again,
+        "error_cb": complain,
+    }
+    if address.servers[0].startswith("tls:") or address.ca or address.cert:
+        options["tls"] = _tls(address)
+    return options
+
+
+def _tls(address: Address) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=address.ca)
+        if address.cert:
+            context.load_cert_chain(address.cert, address.key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"outbox: the PEM files of ca, cert and key cannot be used: {error}") from None
+    return context
+
+
+class Link:
+    """One connection."""
+
+    def __init__(self, client: Client, address: Address, watch: Watch = unwatched) -> None:
+        self.client = client
+        self.address = address
+        self._watch = watch
+
+    @property
+    def is_connected(self) -> bool:
+        return self.client.is_connected
+
+    async def ask(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: dict[str, str] | None = None,
+        within: float = ANSWER_WITHIN,
+    ) -> Msg:
+        """The answer to a request; raises UncertainError, or OutboxError if it was not even sent."""
+        import nats.errors
+
+        if not self.client.is_connected:
+            raise OutboxError(f"{self.address.shown}: not connected")
+        try:
+            return await self.client.request(subject, payload, timeout=within, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise ApiError(f"{self.address.shown}: larger than the server's max_payload", 0) from None
+        except nats.errors.NoRespondersError:
+            raise OutboxError(f"{self.address.shown}: JetStream does not answer") from None
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise UncertainError(f"{self.address.shown}: no answer: {type(error).__name__}") from None
+
+    async def api(self, call: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """The answer to `$JS.API.<call>`; raises ApiError."""
+        answer = await self.ask(f"$JS.API.{call}", json.dumps(body).encode() if body is not None else b"")
+        found: dict[str, Any] = json.loads(answer.data)
+        if error := found.get("error"):
+            raise self._refused(error, call)
+        return found
+
+    def _refused(self, error: Mapping[str, Any], what: str) -> ApiError:
+        text = f"{self.address.shown}: {what}: {error.get('description', 'refused')}"
+        return ApiError(text, int(error.get("err_code", 0)))
+
+    async def publish(
+        self,
+        subject: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        expect: int | None = None,
+        message_id: str | None = None,
+    ) -> int | None:
+        """Store a message and return its sequence number; None if it was stored before, or *expect* fails.
+
+        *expect*: sequence number of the last message on the subject, 0 for none.
+        """
+        self._watch(subject)
+        sent = dict(headers or {})
+        if expect is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+        if message_id is not None:
+            sent["Nats-Msg-Id"] = message_id
+        answer = json.loads((await self.ask(subject, body, sent or None)).data)
+        if error := answer.get("error"):
+            if error.get("err_code") == WRONG_LAST:
+                return None
+            raise self._refused(error, "publish")
+        return None if answer.get("duplicate") else int(answer["seq"])
+
+    async def get(
+        self, stream: str, *, subject: str | None = None, seq: int | None = None, direct: bool = False
+    ) -> Stored | None:
+        """The last message on *subject*, or message *seq*; *direct*: by any copy, perhaps a little behind.
+
+        With both: the first one on *subject*, which may have wildcards, from *seq* on (*direct* only).
+        """
+        asked: dict[str, object] = {}
+        if seq is not None:
+            asked["seq"] = seq
+        if subject is not None:
+            asked["next_by_subj" if seq is not None else "last_by_subj"] = subject
+        if direct:
+            return await self._get_direct(stream, asked)
+        try:
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", asked))["message"]
+        except ApiError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        headers = _headers(base64.b64decode(found.get("hdrs", "")))
+        body = base64.b64decode(found.get("data", ""))
+        return Stored(found["subject"], found["seq"], headers, body, found.get("time", ""))
+
+    async def _get_direct(self, stream: str, asked: Mapping[str, object]) -> Stored | None:
+        answer = await self.ask(f"$JS.API.DIRECT.GET.{stream}", json.dumps(asked).encode())
+        headers = answer.headers or {}
+        if "Nats-Sequence" not in headers:
+            if headers.get("Status") == "404":
+                return None
+            raise OutboxError(f"{self.address.shown}: {stream}: {headers.get('Description', 'no answer')}")
+        seq, at = int(headers["Nats-Sequence"]), headers.get("Nats-Time-Stamp", "")
+        return Stored(headers["Nats-Subject"], seq, headers, answer.data, at)
+
+    async def delete(self, stream: str, seq: int) -> bool:
+        """False if it was gone."""
+        self._watch(f"delete {stream}")
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+        except ApiError as error:
+            if error.code in (NO_MESSAGE, 10057):  # 10057: "message not found" while deleting
+                return False
+            raise
+        return True
+
+    async def purge(self, stream: str, *, subject: str | None = None, before: int | None = None) -> int:
+        """How many messages on *subject*, or with lower sequence numbers than *before*, went."""
+        self._watch(f"purge {stream}")
+        body: dict[str, object] = {}
+        if subject is not None:
+            body["filter"] = subject
+        if before is not None:
+            body["seq"] = before
+        return int((await self.api(f"STREAM.PURGE.{stream}", body))["purged"])
+
+    async def info(self, stream: str) -> dict[str, Any]:
+        return await self.api(f"STREAM.INFO.{stream}")
+
+    async def subjects(self, stream: str, filter_subject: str) -> list[str]:
+        """Every subject that has a message; the server lists 100,000 at a time."""
+        found: list[str] = []
+        while True:
+            asked = {"subjects_filter": filter_subject, "offset": len(found)}
+            answer = await self.api(f"STREAM.INFO.{stream}", asked)
+            page = answer["state"].get("subjects") or {}
+            found.extend(page)
+            if not page or len(found) >= int(answer.get("total", 0)):
+                return found
+
+    async def consumer(self, stream: str, name: str) -> dict[str, Any]:
+        return await self.api(f"CONSUMER.INFO.{stream}.{name}")
+
+    async def scan(
+        self, stream: str, start: int, *, subject: str | None = None, page: int = 256
+    ) -> AsyncIterator[Stored]:
+        """Headers of the messages from sequence number *start* on, up to the last one there is now."""
+        state = (await self.info(stream))["state"]
+        if not state["messages"] or start > state["last_seq"]:
+            return
+        config: dict[str, object] = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, start),
+            "ack_policy": "none",
+            "headers_only": True,
+            "inactive_threshold": 30_000_000_000,
+            "max_waiting": 8,
+            "num_replicas": 1,
+            "mem_storage": True,
+        }
+        if subject is not None:
+            config["filter_subject"] = subject
+        made = await self.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+        pull = Pull(self, stream, made["name"])
+        try:
+            while True:
+                got = await pull.fetch(page)
+                for each in got:
+                    yield Stored(each.subject, each.metadata.sequence.stream, each.headers or {}, b"")
+                if len(got) < page:
+                    return
+        finally:
+            await pull.close()
+            await self.api(f"CONSUMER.DELETE.{stream}.{made['name']}")
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    lines = block.decode("utf-8", "replace").split("\r\n")[1:]
+    return dict(_pairs(lines))
+
+
+def _pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if colon:
+            yield key, value.strip()
+
+
+class Pull:
+    """Messages of one consumer, taken by one caller at a time."""
+
+    def __init__(self, link: Link, stream: str, consumer: str) -> None:
+        self._link = link
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._inbox: Subscription | None = None
+
+    async def fetch(self, batch: int) -> list[Msg]:
+        """What is there now, up to *batch*; raises OutboxError, and what was under way comes again."""
+        import nats.errors
+
+        client = self._link.client
+        if not client.is_connected:
+            raise OutboxError(f"{self._link.address.shown}: not connected")
+        if self._inbox is None:
+            self._inbox = await client.subscribe(client.new_inbox(), pending_bytes_limit=1 << 30)
+        asked = json.dumps({"batch": batch, "no_wait": True}).encode()
+        found: list[Msg] = []
+        try:
+            await client.publish(self._subject, asked, reply=self._inbox.subject)
+            while len(found) < batch:
+                message = await self._inbox.next_msg(timeout=ANSWER_WITHIN)
+                if message.headers and "Status" in message.headers and not message.reply:
+                    if message.headers["Status"] == "503":
+                        raise OutboxError(f"{self._link.address.shown}: JetStream does not answer")
+                    break
+                found.append(message)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            await self.close()
+            if not found:
+                raise OutboxError(f"{self._link.address.shown}: no answer: {type(error).__name__}") from None
+        return found
+
+    async def close(self) -> None:
+        import nats.errors
+
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            try:
+                await inbox.unsubscribe()
+            except nats.errors.Error:
+                log.debug("nats inbox not closed")

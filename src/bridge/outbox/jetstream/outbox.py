@@ -1,0 +1,424 @@
+"""The `Outbox` on JetStream, put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import structlog
+
+from bridge.delivery import Settlement
+from bridge.errors import OutboxError, StartError
+from bridge.outbox import (
+    Accepted,
+    AlertRow,
+    Batch,
+    DeadLetter,
+    DeadLetterFilter,
+    Due,
+    Intake,
+    PauseState,
+    SinkTotals,
+    SourceTotals,
+    Trace,
+    Waiting,
+)
+from bridge.outbox.exchange import Exported
+from bridge.outbox.jetstream import pauses
+from bridge.outbox.jetstream.address import Address
+from bridge.outbox.jetstream.books import Books
+from bridge.outbox.jetstream.bucket import Bucket
+from bridge.outbox.jetstream.desk import Desk, together
+from bridge.outbox.jetstream.handing import Handing
+from bridge.outbox.jetstream.importing import take_in
+from bridge.outbox.jetstream.letters import Letters
+from bridge.outbox.jetstream.link import Watch, connected, unwatched
+from bridge.outbox.jetstream.questions import Questions
+from bridge.outbox.jetstream.replicas import Replicas, own_name
+from bridge.outbox.jetstream.routing import Intakes, Router
+from bridge.outbox.jetstream.streams import EVENTS, Windows, prepared
+from bridge.outbox.jetstream.upkeep import Upkeep
+from bridge.outbox.jetstream.wire import Subjects, sink_of, sink_token, token
+from bridge.outbox.queue import Imported, Queue, Shown
+from bridge.outbox.transactions import RECENT_IDS, storable
+from bridge.outbox.verify import Accounts
+
+log = structlog.get_logger()
+
+WRITE_DOWN_EVERY = 1.0  # seconds between two pages of the totals
+LOOK_EVERY = 2.0  # seconds between two looks for what no wake-up has told: the work of a dead replica
+CLOSE_WITHIN = 5.0  # seconds to give back what is held
+ROW_BYTES = 1000  # what an event costs beside its bodies
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    source: str
+    identifier: str
+    time_ns: int
+    recent: tuple[str, ...] = ()
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """A row of JSON of a sink, or of alerts: *names* is its key."""
+
+    names: tuple[str, ...]
+    value: str
+
+
+class JetStreamOutbox:
+    """One replica's outbox. *arrived* is called with the sinks for which something new may wait."""
+
+    def __init__(self, desk: Desk, windows: Windows, overflow: str, *, boot: str) -> None:
+        self._desk = desk
+        self._windows = windows
+        self._overflow = overflow
+        self._letters = Letters(desk)
+        self._intakes = Intakes(desk)
+        self._router = Router(desk)
+        self._upkeep = Upkeep(desk, self._letters)
+        self._questions = Questions(desk)
+        self._handing = Handing(desk, anew=False)
+        self.replicas = Replicas(desk, boot)
+        self.arrived: Callable[[frozenset[str]], None] = lambda _sinks: None
+        self.changed: Callable[[str], None] = lambda _key: None
+        """Called with the key of the bucket that some replica has changed."""
+        self.is_killed = False
+        """For tests: it ends as by a kill, without giving back or writing down anything."""
+
+    @property
+    def name(self) -> str:
+        """This replica's."""
+        return self._desk.me
+
+    @property
+    def bucket(self) -> Bucket:
+        return self._desk.bucket
+
+    @property
+    def lease(self) -> float:
+        """Seconds."""
+        return self._desk.link.address.lease
+
+    async def begin(self) -> None:
+        await self.replicas.begin()
+        alone = self.replicas.alive <= {self._desk.me}
+        self._handing = Handing(self._desk, anew=alone)
+        await self._router.route()
+
+    async def work(self) -> None:
+        """What goes on beside the calls, until cancelled."""
+        address = self._desk.link.address
+        beside = (
+            (address.ack_wait / 4, self._keep_alive),
+            (WRITE_DOWN_EVERY, self._write_down),
+            (address.lease / 3, self.replicas.beat),
+            (LOOK_EVERY, self._look),
+        )
+        async with anyio.create_task_group() as tasks:
+            for seconds, call in beside:
+                tasks.start_soon(_every, seconds, call)
+            tasks.start_soon(self._listen)
+
+    async def _keep_alive(self) -> None:
+        await self._handing.keep_alive()
+
+    async def _write_down(self) -> None:
+        if self._desk.books.changed:
+            await self.replicas.write_down()
+
+    async def _look(self) -> None:
+        await self._router.route()
+        self.arrived(frozenset(self._desk.shelves))
+
+    async def _listen(self) -> None:
+        """Wake-ups of all replicas, and changes of the bucket."""
+        desk = self._desk
+        wakes = await desk.link.client.subscribe(f"{desk.subjects.prefix}.wake.*")
+        async for message in wakes.messages:
+            self.arrived(frozenset([sink_of(message.subject.rpartition(".")[2])]))
+
+    async def close(self) -> None:
+        """Give back what is held and write down the totals."""
+        if self.is_killed:
+            return
+        try:
+            await self._handing.close()
+            await self._router.close()
+            if not self._desk.replaced:
+                await self.replicas.end()
+        except OutboxError as error:
+            log.warning("nats: not closed in order", error=str(error))
+
+    async def accept(self, batch: Batch) -> Accepted:
+        self._desk.check()
+        intakes = batch.intakes
+        dropped = await self._make_room(intakes)
+        fresh = await self._intakes.take(intakes)
+        await self._routed()
+        superseded = await self._supersede(batch)
+        await self._remember("alerts", batch.alerts)
+        await self._move_cursors(batch)
+        sinks = set[str]()
+        for intake, new in zip(intakes, fresh, strict=True):
+            if not (new and intake.matched):
+                counted = {"unmatched" if new else "duplicate": 1}
+                self._desk.books.move("source", intake.source, received=1, **counted)
+            elif intake.routes:
+                sinks.update(route.sink for route in intake.routes)
+        self._intakes.finished(intakes)
+        return Accepted(fresh, frozenset(sinks), dropped, superseded)
+
+    async def _routed(self) -> None:
+        """Wait for the router, so that what was accepted can be delivered."""
+        stored = set(self._intakes.stored)
+        await self._router.until(stored)
+        self._intakes.stored -= stored
+
+    async def _make_room(self, intakes: Sequence[Intake]) -> Mapping[str, int]:
+        limit = self._windows.max_size
+        if limit is None or not intakes:
+            return {}
+        incoming = sum(
+            (ROW_BYTES + len(each.event.body)) * len(each.routes) for each in intakes if each.matched
+        )
+        if self._upkeep.surely_room(limit, incoming):
+            return {}
+        used = await self._upkeep.used()
+        if used + incoming <= limit:
+            return {}
+        if self._overflow == "block":
+            raise OutboxError(f"{self._desk.link.address.shown}: has reached max_size", full=True)
+        return await self._upkeep.make_room(limit, incoming, max(each.received for each in intakes))
+
+    async def _supersede(self, batch: Batch) -> Mapping[tuple[str, str], int]:
+        """Of notifications with one key only the newest waits: rule and sink to how many are dropped."""
+        keys = {
+            (route.sink, route.supersedes, intake.received)
+            for intake in batch.intakes
+            for route in intake.routes
+            if route.supersedes is not None
+        }
+        dropped: Counter[tuple[str, str]] = Counter()
+        for sink, key, at in keys:
+            for place in (await self._desk.waiting_places(sink, supersedes=key))[:-1]:
+                waits = await self._desk.drop_waiting(place, at)
+                if waits is not None:
+                    dropped[waits.rule, sink] += 1
+        return dropped
+
+    async def _move_cursors(self, batch: Batch) -> None:
+        """Forward only; *starts* only where there is none."""
+        for key, at in batch.starts.items():
+            start = Cursor(*key, storable(at))
+            await self._update_cursor(key, lambda found, start=start: None if found else start)  # type: ignore[misc]
+        for key, at in batch.cursors.items():
+            came = tuple(batch.recent.get(key, ()))
+
+            def moved(
+                found: Cursor | None,
+                key: tuple[str, str] = key,
+                at: int = storable(at),
+                came: tuple[str, ...] = came,
+            ) -> Cursor:
+                before = found or Cursor(*key, at)
+                recent = (before.recent + came)[-RECENT_IDS:]
+                return Cursor(*key, max(before.time_ns, at), recent)
+
+            await self._update_cursor(key, moved)
+
+    async def _update_cursor(
+        self, key: tuple[str, str], change: Callable[[Cursor | None], Cursor | None]
+    ) -> None:
+        await self.bucket.update(f"cursors.{token(key[0])}.{token(key[1])}", Cursor, change)
+
+    async def fresh(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
+        return await self._intakes.fresh(intakes)
+
+    async def due(self, sink: str, *, now: float, horizon: float, limit: int, taken: Collection[int]) -> Due:
+        return await self._handing.due(sink, now, horizon, limit, taken)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        await self._handing.settle(settlements)
+
+    async def cursors(self, source: str) -> dict[str, int]:
+        found = await self.bucket.all(f"cursors.{token(source)}")
+        read = [msgspec.json.decode(entry.value, type=Cursor) for entry in found]
+        return {each.identifier: each.time_ns for each in read}
+
+    async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
+        entry = await self.bucket.get(f"cursors.{token(source)}.{token(identifier)}")
+        return msgspec.json.decode(entry.value, type=Cursor).recent if entry else ()
+
+    async def _remember(self, under: str, rows: Mapping[AlertRow, bytes | None]) -> None:
+        await together(self._remember_one(under, row, value) for row, value in rows.items())
+
+    async def _remember_one(self, under: str, names: tuple[str, ...], value: bytes | None) -> None:
+        key = ".".join(
+            (under, names[0] if under == "alerts" else sink_token(names[0]), *map(token, names[1:]))
+        )
+        if value is None:
+            await self.bucket.forget(key)
+        else:
+            await self.bucket.put(key, msgspec.json.encode(Remembered(names, value.decode())))
+
+    async def alert_states(self, part: str | None = None) -> list[tuple[str, str, str, bytes]]:
+        entries = await self.bucket.all("alerts" if part is None else f"alerts.{part}")
+        read = [msgspec.json.decode(entry.value, type=Remembered) for entry in entries]
+        return [(each.names[0], each.names[1], each.names[2], each.value.encode()) for each in read]
+
+    async def recall(self, sink: str) -> Mapping[str, bytes]:
+        entries = await self.bucket.all(f"memory.{sink_token(sink)}")
+        read = [msgspec.json.decode(entry.value, type=Remembered) for entry in entries]
+        return {each.names[1]: each.value.encode() for each in read}
+
+    async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None:
+        self._desk.check()
+        await together(self._remember_one("memory", (sink, key), value) for key, value in rows.items())
+
+    async def pauses(self) -> dict[str, PauseState]:
+        return await pauses.pauses(self.bucket)
+
+    async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
+        self._desk.check()
+        await pauses.set_pause(self.bucket, sink, pause, now)
+
+    async def paused_seconds(self, sink: str, now: float) -> float:
+        return await pauses.paused_seconds(self.bucket, sink, now)
+
+    def source_totals(self) -> Mapping[str, SourceTotals]:
+        return self._desk.books.source_totals()
+
+    def sink_totals(self) -> Mapping[str, SinkTotals]:
+        return self._desk.books.sink_totals()
+
+    async def accounts(self) -> Accounts:
+        """What `verify` looks at, of all replicas."""
+        await self._write_down()
+        return await self._questions.accounts()
+
+    async def queues(self) -> list[Queue]:
+        return await self._questions.queues()
+
+    async def show(self, identifier: str) -> list[Shown]:
+        return await self._questions.show(identifier)
+
+    async def check(self) -> list[str]:
+        return await self._questions.check()
+
+    async def exported(self, after: int) -> tuple[list[Exported], int | None]:
+        return await self._questions.exported(after)
+
+    async def take_in(self, lines: Sequence[Exported], now: float) -> Imported:
+        """Accept what another store has exported; for a store on which nothing else works meanwhile."""
+        others = self.replicas.alive - {self.name}
+        if others:
+            raise StartError("bridge is running on this store; stop it, import, and start it again")
+        return await take_in(self._desk, self.accept, lines, now)
+
+    async def oldest(self, sink: str) -> float | None:
+        return await self._questions.oldest(sink)
+
+    async def dead_letters(
+        self, wanted: DeadLetterFilter, *, limit: int, after: str | None = None
+    ) -> list[DeadLetter]:
+        return await self._letters.listed(wanted, limit, after)
+
+    async def waiting(
+        self, sink: str | None, rule: str | None, *, after: int = 0, limit: int
+    ) -> list[Waiting]:
+        return await self._questions.waiting(sink, rule, after, limit)
+
+    async def retry_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
+        return await self._letters.retry(wanted, now)
+
+    async def drop_dead_letters(self, wanted: DeadLetterFilter, now: float) -> int:
+        return await self._letters.drop(wanted, now)
+
+    async def trace(self, unique_id: str) -> Trace | None:
+        return await self._questions.trace(unique_id)
+
+    async def tidy(self, now: float) -> None:
+        await self._upkeep.tidy(now)
+
+    async def bytes_used(self) -> int:
+        return await self._upkeep.bytes_used()
+
+
+async def _every(seconds: float, call: Callable[[], Awaitable[None]]) -> None:
+    """Call it again and again; a failure is told when it begins and when it ends."""
+    failing = False
+    while True:
+        await anyio.sleep(seconds)
+        try:
+            await call()
+        except OutboxError as error:
+            if not failing:
+                log.warning("nats: not now", what=call.__name__, error=str(error))
+            failing = True
+        else:
+            if failing:
+                log.info("nats: works again", what=call.__name__)
+            failing = False
+
+
+@asynccontextmanager
+async def open_jetstream(
+    address: Address,
+    *,
+    dedup_window: float,
+    dead_letter_retention: float,
+    trace_retention: float,
+    max_size: int | None = None,
+    overflow: str = "drop_oldest",
+    watch: Watch = unwatched,
+) -> AsyncIterator[JetStreamOutbox]:
+    """This replica's outbox on the streams at *address*; windows and retentions in seconds, sizes in bytes.
+
+    Raises ConfigError without the extra, StartError when the server is not there or does not fit.
+    """
+    if not address.replica:
+        address = dataclasses.replace(address, replica=own_name())
+    windows = Windows(dedup_window, max_size)
+    async with connected(address, watch=watch) as link:
+        await prepared(link, windows)
+        subjects = Subjects(address.stream)
+        bucket, books = Bucket(link, f"{address.stream}-state"), Books(address.replica)
+        desk = Desk(link, subjects, bucket, books, dedup_window, trace_retention, dead_letter_retention)
+        outbox = JetStreamOutbox(desk, windows, overflow, boot=uuid.uuid4().hex)
+        await outbox.begin()
+        beside = asyncio.create_task(outbox.work())  # not in a group: an error of the caller stays as it is
+        beside.add_done_callback(_told)
+        try:
+            yield outbox
+        finally:
+            beside.cancel()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WITHIN):
+                await asyncio.wait([beside])
+                await outbox.close()
+
+
+def _told(work: asyncio.Task[None]) -> None:
+    """A bug in what goes on beside is not lost."""
+    if not work.cancelled() and (bug := work.exception()) is not None:
+        log.error("bug beside the outbox", exc_info=bug)
+
+
+@asynccontextmanager
+async def open_reader(address: Address) -> AsyncIterator[JetStreamOutbox]:
+    """For a command that only looks, also while bridge runs; raises StartError where there is no store."""
+    address = dataclasses.replace(address, replica=own_name())
+    async with connected(address) as link:
+        subjects = Subjects(address.stream)
+        try:
+            await link.info(subjects.stream(EVENTS))
+        except OutboxError as error:
+            raise StartError(f"there is no store yet: {error}") from None
+        bucket, books = Bucket(link, f"{address.stream}-state"), Books(address.replica)
+        desk = Desk(link, subjects, bucket, books, 0.0, 0.0, 0.0)
+        yield JetStreamOutbox(desk, Windows(0.0, None), "block", boot="")

@@ -1,0 +1,144 @@
+"""Who else works on the same streams, and the totals of those that are gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+
+import msgspec
+
+from bridge.outbox.jetstream.books import Books, Ledger, Page
+from bridge.outbox.jetstream.bucket import Entry
+from bridge.outbox.jetstream.desk import Desk
+from bridge.outbox.jetstream.pages import pages, since
+from bridge.outbox.jetstream.streams import EVENTS, SETTLED
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """A sign of life of a replica; *boot* tells one process from the next under the same name."""
+
+    boot: str
+    admin: str = ""
+
+
+def own_name() -> str:
+    """The host (the pod) and the process; NATS allows no dots here."""
+    host = socket.gethostname().partition(".")[0]
+    safe = "".join(each if each.isalnum() or each in "-_" else "-" for each in host)
+    return f"{safe[:48]}-{os.getpid()}"
+
+
+def unix(at: str) -> float:
+    """Unix seconds of a server's RFC 3339 time with up to 9 digits."""
+    whole, _, fraction = at.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
+    return seconds + float(f"0.{fraction or 0}")
+
+
+class Replicas:
+    """This replica's signs of life, and what it sees of the others."""
+
+    def __init__(self, desk: Desk, boot: str) -> None:
+        self._desk = desk
+        self._boot = boot
+        self._revision: int | None = None
+        self.alive: frozenset[str] = frozenset()
+        """Replicas with a sign of life within the lease, this one included, as of the last `beat`."""
+
+    async def begin(self) -> None:
+        """Take up what this name has left behind; afterwards all its messages are counted."""
+        desk = self._desk
+        entry = await desk.bucket.get(f"totals.{desk.me}")
+        page = Page()
+        if entry is not None:
+            page = await self._completed(desk.me)
+        else:
+            page = Page((), *await self._ends())
+        desk.books = Books(desk.me, page)
+        await self.write_down()
+        await self.beat(anyway=True)
+
+    async def _ends(self) -> tuple[Ledger, Ledger]:
+        link, stream = self._desk.link, self._desk.stream
+        events, settled = [(await link.info(stream(kind)))["state"]["last_seq"] for kind in (EVENTS, SETTLED)]
+        return Ledger(events), Ledger(settled)
+
+    async def _completed(self, name: str) -> Page:
+        """The page of *name* with everything that came after it; *name* must write nothing meanwhile."""
+        desk = self._desk
+        ends = await self._ends()
+        known = await pages(desk.bucket)
+        books = Books(name, known[name])
+        for _, _, moves in await since(desk.link, desk.subjects, {name: known[name]}, only=name):
+            for total, value in moves.items():
+                books.sums[total] += value
+        late = await self._ends()
+        done = (
+            max(ends[0].through, known[name].events.through),
+            max(ends[1].through, known[name].settled.through),
+        )
+        sums = tuple((*total, value) for total, value in sorted(books.sums.items()))
+        if late != ends:  # others go on meanwhile: what came of them is none of ours, but may be of *name*
+            return await self._completed_until(name, known[name])
+        return Page(sums, Ledger(done[0]), Ledger(done[1]))
+
+    async def _completed_until(self, name: str, page: Page) -> Page:
+        """The same where others go on: only what was found is claimed."""
+        desk = self._desk
+        books = Books(name, page)
+        for _, (kind, seq), moves in await since(desk.link, desk.subjects, {name: page}, only=name):
+            counting = books.events if kind == EVENTS else books.settled
+            counting.end(counting.begin(), seq)
+            for total, value in moves.items():
+                books.sums[total] += value
+        return books.page()
+
+    async def write_down(self) -> None:
+        desk = self._desk
+        await desk.bucket.put(f"totals.{desk.me}", msgspec.json.encode(desk.books.page()))
+
+    async def beat(self, *, anyway: bool = False, admin: str = "") -> None:
+        """A sign of life, and a look at the others."""
+        desk = self._desk
+        key, value = f"replicas.{desk.me}", msgspec.json.encode(Presence(self._boot, admin))
+        revision = await desk.bucket.put(key, value, None if anyway else self._revision)
+        if revision is None:
+            entry = await desk.bucket.get(key)
+            if entry and msgspec.json.decode(entry.value, type=Presence).boot != self._boot:
+                desk.replaced = True
+                desk.check()
+            revision = entry.revision if entry else await desk.bucket.put(key, value)
+        self._revision = revision
+        entries = await desk.bucket.all("replicas")
+        own = next((entry for entry in entries if entry.key == key), None)
+        now = unix(own.at) if own else 0.0
+        self.alive = frozenset(self._name(each) for each in entries if self._lives(each, now))
+        for each in await pages(desk.bucket):
+            if each not in self.alive and each != desk.me:
+                await self._adopt(each)
+        desk.books.others = {
+            name: page.counter() for name, page in (await pages(desk.bucket)).items() if name != desk.me
+        }
+
+    def _name(self, entry: Entry) -> str:
+        return entry.key.removeprefix("replicas.")
+
+    def _lives(self, entry: Entry, now: float) -> bool:
+        return unix(entry.at) > now - self._desk.link.address.lease
+
+    async def _adopt(self, name: str) -> None:
+        """Complete the page of one that is gone, so that its messages need not be looked at again."""
+        desk = self._desk
+        entry = await desk.bucket.get(f"totals.{name}")
+        if entry is None:
+            return
+        page = msgspec.json.decode(entry.value, type=Page)
+        completed = await self._completed(name)
+        if completed.sums != page.sums:
+            await desk.bucket.put(entry.key, msgspec.json.encode(completed), entry.revision)
+
+    async def end(self) -> None:
+        """Gone on purpose: nobody has to wait for this replica."""
+        await self.write_down()
+        await self._desk.bucket.forget(f"replicas.{self._desk.me}")
