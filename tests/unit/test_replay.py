@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.event import nanoseconds
 from bridge.metrics import Metrics
@@ -45,6 +46,18 @@ async def test_at_full_speed_everything_comes_verbatim_and_at_once(name: str) ->
     assert [each.event.document() for each in arrivals] == list(documents(name))
     assert anyio.current_time() == 0
     assert source.status().finished
+
+
+async def test_what_is_no_event_is_counted_told_once_and_skipped(tmp_path: Path) -> None:
+    """As on a live stream."""
+    file = tmp_path / "some.ndjson"
+    file.write_text('garbage\n{"name":"a.b","time":"2026-11-23T21:09:07Z","unique_id":"01"}\n{{{\n')
+    with capture_logs() as logged:
+        arrivals, _, metrics = await played(file, speed="max")
+    assert [each.event.name for each in arrivals] == ["a.b"]
+    assert [each["log_level"] for each in logged] == ["warning", "info"]
+    errors = metrics.registry.get_sample_value("bridge_source_frame_errors_total", {"source": "lab"})
+    assert errors == 2
 
 
 async def test_at_normal_speed_it_takes_as_long_as_it_took() -> None:

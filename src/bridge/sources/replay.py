@@ -43,6 +43,7 @@ class ReplaySource:
         self._playing = False
         self._finished = False
         self._error = ""
+        self._garbled = False
 
     def status(self) -> SourceStatus:
         return SourceStatus(
@@ -72,7 +73,7 @@ class ReplaySource:
         first = latest = 0
         async for frame in recorded:
             if isinstance(frame, Malformed):
-                self._metrics.source_frame_errors.labels(self.name).inc()
+                self._malformed(frame)
             if not isinstance(frame, Event):
                 continue
             first = first or frame.time_ns
@@ -82,6 +83,12 @@ class ReplaySource:
             received = self._now()
             self._metrics.source_last_event.labels(self.name).set(received)
             await into.send(Arrival(self.name, event, received))
+
+    def _malformed(self, frame: Malformed) -> None:
+        self._metrics.source_frame_errors.labels(self.name).inc()
+        if not self._garbled:
+            log.warning("frames that are no event are skipped and counted", source=self.name, why=frame.why)
+        self._garbled = True
 
     async def _wait_for(self, began: float, elapsed: float) -> None:
         """Until *elapsed* seconds of the recording have passed at the speed asked for."""
