@@ -30,7 +30,7 @@ from bridge.rules import RuleSet
 from bridge.sources import Arrival, Reading, Tick
 from tests.alerting import START, alert_set, device, event, gateway
 
-pytestmark = [pytest.mark.anyio, pytest.mark.sim]
+pytestmark = [pytest.mark.anyio, pytest.mark.sim, pytest.mark.timeout(120)]
 
 TEXT = """
 alerts:
