@@ -84,6 +84,7 @@ class Dispatcher:
         self._next_due = math.inf
         self._unreadable = False
         self._last_failure: float | None = None
+        self._last_dead = -math.inf
         self._stopping = False
         self._wake = anyio.Event()
         self._latency = metrics.delivery_latency.labels(sink.name)
@@ -290,9 +291,9 @@ class Dispatcher:
         failure = outcome.failure
         self._metrics.delivery_failures.labels(name, failure.reason).inc()
         if isinstance(decided, Dead):
-            log.warning(
-                "dead letter", sink=name, delivery=delivery.id, reason=decided.reason, error=failure.error
-            )
+            tell = log.warning if now - self._last_dead > CALM else log.debug
+            tell("dead letter", sink=name, delivery=delivery.id, reason=decided.reason, error=failure.error)
+            self._last_dead = now
             self._tell_dead(delivery, decided, failure)
         elif isinstance(outcome, RetryLater) and isinstance(decided, Later):
             if self._last_failure is None:

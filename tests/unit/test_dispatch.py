@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import anyio
 import pytest
+import structlog.testing
 import trio
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
@@ -203,6 +204,23 @@ async def test_a_clock_set_back_delays_nothing_for_long(tmp_path: Path) -> None:
             offset = -2 * POLICY.max
             await anyio.sleep(120)
         assert len(sink.calls) == 4
+
+
+async def test_dead_letters_are_told_when_they_begin_and_not_each(tmp_path: Path) -> None:
+    """A receiver that refuses everything makes one warning, and another only after a calm."""
+    refused = Rejected(Failure("client_error", "HTTP 400", 400))
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, [str(n) for n in range(20)])
+        each = dispatcher(ToldSink([refused]), outbox)
+        with structlog.testing.capture_logs() as logged:
+            async with running(each):
+                await anyio.sleep(60)
+                await fill(outbox, ["late"])
+                each.wake()
+                await anyio.sleep(1)
+        assert outbox.sink_totals()["crm"].dead == 21
+    told = [line for line in logged if line["event"] == "dead letter" and line["log_level"] == "warning"]
+    assert len(told) == 2
 
 
 async def test_a_wrong_sink_is_paused_and_probed_with_one(tmp_path: Path) -> None:
