@@ -35,6 +35,7 @@ from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
+from bridge.shares import Shares
 from bridge.sinks.memory import Kept
 from bridge.sinks.registry import SinkConfig, open_sink
 from bridge.sources import Source
@@ -86,9 +87,7 @@ async def serve(
         outbox = await stack.enter_async_context(opened_store(config))
         app = App(outbox, load, tracer)
         url = url_of(listening)
-        if isinstance(outbox, JetStreamOutbox):
-            outbox.arrived = app.dispatchers.wake
-        else:
+        if not isinstance(outbox, JetStreamOutbox):
             Path(f"{config.outbox_path}.lock").write_text(url)
         await stack.enter_async_context(http(admin_app(app.parts, lambda: app.access), listening))
         if scraping:
@@ -106,6 +105,7 @@ class App:
         self.sources = Sources()
         self.dispatchers = Dispatchers()
         self._outbox = outbox
+        self._shares = Shares(outbox) if isinstance(outbox, JetStreamOutbox) else None
         self._load = load
         self._trace = tracer.settled if tracer else untraced
         self._rules = RuleSet.of(())
@@ -150,7 +150,7 @@ class App:
     async def run(self, config: Config, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Run *config* until *stop* is set; *ready* is called once everything is up."""
         failures: list[StartError] = []
-        self.ingest.alerting.load(await self._outbox.alert_states())
+        self.ingest.alerting.load(await self._outbox.alert_states("silence" if self._shares else None))
         waits = any(totals.waiting for totals in self._outbox.sink_totals().values())
 
         async def start() -> None:
@@ -170,6 +170,9 @@ class App:
         async with anyio.create_task_group() as beside:
             beside.start_soon(start)
             beside.start_soon(self._tidy)
+            if self._shares is not None:
+                self._shares.begin(self)
+                beside.start_soon(self._shares.run)
             await flow(
                 [self.sources, self.report, Ticks(self.sources.running, time.time)],
                 self.ingest,
@@ -234,12 +237,36 @@ class App:
     async def _change_sources(self, old: Config, new: Config, names: list[str]) -> None:
         """Sources whose config or pushed-down names are others; the new stream opens before the old ends."""
         same_names = old.names() == names
-        for name, source in new.sources.items():
+        mine = {name: each for name, each in new.sources.items() if self._owns(name)}
+        for name, source in mine.items():
             if name in self.sources.running and old.sources.get(name) == source and same_names:
                 continue
             await self.sources.replace(name, partial(self._open_source, name, source, names), CONNECT_WITHIN)
-        for name in set(self.sources.running) - set(new.sources):
+        for name in set(self.sources.running) - set(mine):
             await self.sources.stop(name)
+
+    def _owns(self, source: str) -> bool:
+        """Does this process read *source*, or another replica?"""
+        return self._shares is None or self._shares.owns(source, self.config)
+
+    async def take_over(self, *, alerts: bool | None) -> None:
+        """Read what is this replica's now. *alerts*: it judges them from now on, or (False) no longer."""
+        async with self._changing:
+            if alerts is not None:
+                states = await self._outbox.alert_states(None if alerts else "silence")
+                alerting = Alerting(self._redact)
+                alerting.load(states)
+                alerting.configure(self.config.alert_set, int(overlap(self.config) * SECOND))
+                self.ingest.alerting = alerting
+            await self._change_sources(self.config, self.config, self.config.names())
+
+    async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None:
+        """Those of *wanted*, because their share of something has changed."""
+        async with self._changing:
+            for name, sink in self.config.sinks.items():
+                if name in self.dispatchers.running and wanted(sink):
+                    await self.dispatchers.retire(name, self.config.shutdown_timeout)
+                    await self._start_sink(name, sink)
 
     def _open_source(
         self, name: str, config: SourceConfig, names: list[str]
@@ -253,6 +280,8 @@ class App:
 
     @asynccontextmanager
     async def _open_dispatcher(self, name: str, config: SinkConfig) -> AsyncIterator[Dispatcher]:
+        if self._shares is not None:
+            config = self._shares.share_of(config)
         policy = RetryPolicy(config.retry.initial, config.retry.max, config.retry.give_up_after)
         memory = Kept(self._outbox, name)
         async with open_sink(

@@ -99,6 +99,11 @@ class Dispatcher:
         self._more = True
         self._wake.set()
 
+    def learn(self, pause: PauseState | None) -> None:
+        """Another replica has paused the sink, or ended its pause."""
+        self._pausing.learn(pause, self._now())
+        self.wake()
+
     def stop(self) -> None:
         """Begin nothing new; `run` ends when what is in flight has ended."""
         self._stopping = True

@@ -46,6 +46,18 @@ class Pausing:
             self._before -= max(0.0, now - self.state.since)
             self._metrics.sink_paused.labels(self._sink, self.state.reason).set(1)
 
+    def learn(self, state: PauseState | None, now: float) -> None:
+        """Another replica has paused the sink, changed its pause or ended it: nothing is stored or told."""
+        if state == self.state:
+            return
+        if self.state:
+            self._metrics.sink_paused.labels(self._sink, self.state.reason).set(0)
+            if state is None:
+                self._before += max(0.0, now - self.state.since)
+        if state:
+            self._metrics.sink_paused.labels(self._sink, state.reason).set(1)
+        self.state = state
+
     def seconds(self, now: float) -> float:
         """All the seconds the sink was paused."""
         return self._before + (max(0.0, now - self.state.since) if self.state else 0.0)

@@ -1,8 +1,8 @@
 """Leases: of all interleavings of two replicas none lets both act, and one that was stopped is fenced.
 
 The model is the bucket's entry, two replicas that use the real `Leases`, and the messages between them, each
-as late as one likes; a replica that does not move was stopped. Only ages and the order of revisions matter, so
-the states are finitely many and all of them are visited.
+as late as one likes; a replica that does not move was stopped. Only ages and the order of revisions matter,
+so the states are finitely many and all of them are visited.
 """
 
 from __future__ import annotations

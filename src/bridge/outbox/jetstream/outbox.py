@@ -37,6 +37,7 @@ from bridge.outbox.jetstream.bucket import Bucket
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.handing import Handing
 from bridge.outbox.jetstream.importing import take_in
+from bridge.outbox.jetstream.leasing import Leasing
 from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Watch, connected, unwatched
 from bridge.outbox.jetstream.questions import Questions
@@ -54,6 +55,7 @@ log = structlog.get_logger()
 WRITE_DOWN_EVERY = 1.0  # seconds between two pages of the totals
 LOOK_EVERY = 2.0  # seconds between two looks for what no wake-up has told: the work of a dead replica
 CLOSE_WITHIN = 5.0  # seconds to give back what is held
+NOTIFIED = "alerts"  # the source under which notifications are counted (ingest.py)
 ROW_BYTES = 1000  # what an event costs beside its bodies
 
 
@@ -85,9 +87,12 @@ class JetStreamOutbox:
         self._questions = Questions(desk)
         self._handing = Handing(desk, anew=False)
         self.replicas = Replicas(desk, boot)
+        self.leasing = Leasing(desk, self.replicas)
         self.arrived: Callable[[frozenset[str]], None] = lambda _sinks: None
-        self.changed: Callable[[str], None] = lambda _key: None
-        """Called with the key of the bucket that some replica has changed."""
+        self.paused: Callable[[str, PauseState | None], None] = lambda _sink, _pause: None
+        """Called when some replica has paused a sink, or (None) ended its pause."""
+        self.fence: Callable[[], Awaitable[bool]] | None = None
+        """Asked before anything of alerts is stored: is it still this replica that judges them?"""
         self.is_killed = False
         """For tests: it ends as by a kill, without giving back or writing down anything."""
 
@@ -124,6 +129,7 @@ class JetStreamOutbox:
             for seconds, call in beside:
                 tasks.start_soon(_every, seconds, call)
             tasks.start_soon(self._listen)
+            tasks.start_soon(self._watch_pauses)
 
     async def _keep_alive(self) -> None:
         await self._handing.keep_alive()
@@ -137,11 +143,19 @@ class JetStreamOutbox:
         self.arrived(frozenset(self._desk.shelves))
 
     async def _listen(self) -> None:
-        """Wake-ups of all replicas, and changes of the bucket."""
+        """Wake-ups of all replicas."""
         desk = self._desk
         wakes = await desk.link.client.subscribe(f"{desk.subjects.prefix}.wake.*")
         async for message in wakes.messages:
             self.arrived(frozenset([sink_of(message.subject.rpartition(".")[2])]))
+
+    async def _watch_pauses(self) -> None:
+        desk = self._desk
+        changes = await desk.link.client.subscribe(f"$KV.{desk.subjects.stream('state')}.pauses.*")
+        async for message in changes.messages:
+            if message.data:
+                found = msgspec.json.decode(message.data, type=pauses.Paused)
+                self.paused(found.sink, found.state())
 
     async def close(self) -> None:
         """Give back what is held and write down the totals."""
@@ -151,12 +165,14 @@ class JetStreamOutbox:
             await self._handing.close()
             await self._router.close()
             if not self._desk.replaced:
+                await self.leasing.end()
                 await self.replicas.end()
         except OutboxError as error:
             log.warning("nats: not closed in order", error=str(error))
 
     async def accept(self, batch: Batch) -> Accepted:
         self._desk.check()
+        batch, fenced = await self._fenced(batch)
         intakes = batch.intakes
         dropped = await self._make_room(intakes)
         fresh = await self._intakes.take(intakes)
@@ -172,7 +188,21 @@ class JetStreamOutbox:
             elif intake.routes:
                 sinks.update(route.sink for route in intake.routes)
         self._intakes.finished(intakes)
+        fresh += (False,) * len(fenced)  # notifications come last in a batch
+        for each in fenced:
+            self._desk.books.move("source", each.source, received=1, duplicate=1)
         return Accepted(fresh, frozenset(sinks), dropped, superseded)
+
+    async def _fenced(self, batch: Batch) -> tuple[Batch, Sequence[Intake]]:
+        """*batch* without what another replica judges by now, and the notifications that were left out."""
+        states = {row: state for row, state in batch.alerts.items() if row[0] != "silence"}
+        told = [each for each in batch.intakes if each.source == NOTIFIED]
+        if self.fence is None or not (states or told) or await self.fence():
+            return batch, ()
+        log.warning("alerts are judged by another replica, these are left to it", notifications=len(told))
+        others = [each for each in batch.intakes if each.source != NOTIFIED]
+        silences = {row: state for row, state in batch.alerts.items() if row[0] == "silence"}
+        return dataclasses.replace(batch, intakes=others, alerts=silences), told
 
     async def _routed(self) -> None:
         """Wait for the router, so that what was accepted can be delivered."""

@@ -1,0 +1,131 @@
+"""This replica's share of what all of them do on one JetStream: sources, alerts, pauses, rate limits.
+
+Alerts have one owner, and it is who reads: with alerts in the rules one lease covers all sources and the
+alerts, and the other replicas deliver. Without alerts each source is leased by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import msgspec
+import structlog
+
+from bridge.alertset import AlertSet
+from bridge.config import Config
+from bridge.errors import OutboxError, StartError
+from bridge.ingest import Ingest
+from bridge.outbox import PauseState
+from bridge.outbox.jetstream.outbox import JetStreamOutbox
+from bridge.roster import Dispatchers
+from bridge.silences import Silence
+from bridge.sinks.registry import SinkConfig
+
+log = structlog.get_logger()
+
+INTAKE = "intake"  # the lease of all sources together with the alerts
+
+
+class Runs(Protocol):
+    """The app, as far as shares change it."""
+
+    config: Config
+    ingest: Ingest
+    dispatchers: Dispatchers
+
+    async def take_over(self, *, alerts: bool | None) -> None: ...
+
+    async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None: ...
+
+
+def lease_names(config: Config) -> list[str]:
+    return [INTAKE] if has_alerts(config.alert_set) else sorted(config.sources)
+
+
+def has_alerts(alerts: AlertSet) -> bool:
+    return bool(alerts.alerts)
+
+
+class Shares:
+    """`run` goes on beside the pipeline; `begin` comes before it."""
+
+    def __init__(self, outbox: JetStreamOutbox) -> None:
+        self._outbox = outbox
+        self._app: Runs
+        self._owned: frozenset[str] = frozenset()
+        self._replicas = 1
+        self._silences: dict[str, bytes] = {}
+
+    def begin(self, app: Runs) -> None:
+        self._app = app
+        self._outbox.arrived = app.dispatchers.wake
+        self._outbox.paused = self._paused
+        self._outbox.fence = self._fence
+
+    async def _fence(self) -> bool:
+        return await self._outbox.leasing.fence(INTAKE)
+
+    def _paused(self, sink: str, pause: PauseState | None) -> None:
+        dispatcher = self._app.dispatchers.running.get(sink)
+        if dispatcher is not None:
+            dispatcher.learn(pause)
+
+    def owns(self, source: str, config: Config) -> bool:
+        return (INTAKE if has_alerts(config.alert_set) else source) in self._owned
+
+    def share_of(self, sink: SinkConfig) -> SinkConfig:
+        """*sink* with this replica's part of its `rate_limit`: it is the sink's, not the replica's."""
+        rate = getattr(sink, "rate_limit", None)
+        if rate is None or self._replicas < 2:
+            return sink
+        return sink.model_copy(update={"rate_limit": rate / self._replicas})
+
+    async def run(self) -> None:
+        failing = False
+        while True:
+            try:
+                await self._round()
+            except (OutboxError, StartError) as error:
+                if not failing:
+                    log.warning("leases cannot be renewed", error=str(error))
+                failing = True
+                await self._lose()
+            else:
+                failing = False
+            await anyio.sleep(self._outbox.lease / 4)
+
+    async def _round(self) -> None:
+        app, leasing = self._app, self._outbox.leasing
+        if app.config.hash:
+            await leasing.round(lease_names(app.config))
+        await self._own(leasing.sure())
+        if has_alerts(app.config.alert_set):
+            await self._share_silences()
+        alive = max(1, len(self._outbox.replicas.alive))
+        if alive != self._replicas:
+            self._replicas = alive
+            await app.restart_sinks(lambda sink: getattr(sink, "rate_limit", None) is not None)
+
+    async def _lose(self) -> None:
+        """What is not sure any more is not read any more; the lease may be another's soon."""
+        try:
+            await self._own(self._outbox.leasing.sure())
+        except (OutboxError, StartError) as error:
+            log.warning("what runs could not be changed", error=str(error))
+
+    async def _own(self, owned: frozenset[str]) -> None:
+        before, self._owned = self._owned, owned
+        if owned == before:
+            return
+        judged, judges = INTAKE in before, INTAKE in owned
+        await self._app.take_over(alerts=None if judged == judges else judges)
+        log.info("leases", held=sorted(owned))
+
+    async def _share_silences(self) -> None:
+        """Those that another replica, or a command, has stored."""
+        for _, _, key, state in await self._outbox.alert_states("silence"):
+            if self._silences.get(key) != state:
+                self._silences[key] = state
+                self._app.ingest.alerting.silence(msgspec.json.decode(state, type=Silence))

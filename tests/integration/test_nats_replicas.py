@@ -1,0 +1,348 @@
+"""Several `bridge run` on one nats-server: killed, stopped beyond their leases, the server restarted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bridge.config import load
+from bridge.control import opened_store
+from bridge.delivery import Route
+from bridge.outbox.exchange import from_line
+from bridge.outbox.jetstream.address import parse
+from bridge.outbox.jetstream.outbox import open_reader
+from bridge.outbox.verify import verify
+from bridge.receiver import Reply, receive
+from bridge.standin import ALL, World, serve
+from tests.contract.outboxes import CRM, OPS, batch, dead, done, due, intake
+from tests.integration.process import Bridge, announced, run, start, until_connected
+from tests.integration.test_kill import TOKEN, devices, fresh, publish, repeats
+from tests.nats import NatsServer, nats_server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+LEASE, ACK_WAIT = 2.0, 3.0  # seconds
+IN_FLIGHT = 16
+NAMES = ("a", "b", "c")
+
+CONFIG = """
+sources:
+  eu1:
+    type: tts
+    url: {tts}
+    api_key: {token}
+    overlap: 5s
+    identifiers:
+      - application: plant-a
+      - application: plant-b
+{devices}
+sinks:
+  crm:
+    type: webhook
+    url: {crm}
+    max_in_flight: 16
+    allow_private_networks: true
+    retry: {{initial: 200ms, max: 1s}}
+rules: [rules.yaml]
+outbox: {outbox}
+admin: {{listen: "127.0.0.1:0", token: t0ken}}
+log: {{format: json}}
+"""
+
+RULES = """
+rules:
+  - name: everything
+    match: {}
+    send: [crm]
+"""
+
+ALERTS = """
+alerts:
+  - name: gateway-down
+    kind: state
+    down: {name: gs.gateway.disconnect}
+    up: {name: gs.gateway.connect}
+    by: gateway
+    send: [crm]
+"""
+
+
+@dataclass
+class Replicas:
+    """The processes by their names."""
+
+    folder: Path
+    server: NatsServer
+    running: dict[str, Bridge] = field(default_factory=dict)
+    kills: int = 0
+
+    def configure(self, tts: str, crm: str, devices: str = "") -> None:
+        text = CONFIG.format(tts=tts, token=TOKEN, crm=crm, devices=devices, outbox=self.server.url())
+        (self.folder / "bridge.yaml").write_text(text)
+
+    def url(self, name: str) -> str:
+        return self.server.url("bridge", lease=f"{LEASE:g}s", ack_wait=f"{ACK_WAIT:g}s", replica=name)
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            log = self.folder / f"{name}.log"
+            since = log.stat().st_size if log.exists() else 0
+            bridge = start(self.folder, log=f"{name}.log", env={"BRIDGE_OUTBOX": self.url(name)})
+            bridge.token = "t0ken"
+            self.running[name] = await announced(bridge, since=since)
+
+    def kill(self, name: str) -> None:
+        self.running.pop(name).kill()
+        self.kills += 1
+
+    def send(self, name: str, signum: signal.Signals) -> None:
+        os.kill(self.running[name].process.pid, signum)
+
+    async def who_reads(self) -> list[str]:
+        """Those with the source open."""
+        return [name for name, each in self.running.items() if (await each.status())["sources"]]
+
+    async def until_read(self, within: float = 30.0, but: str = "") -> str:
+        """Who reads, once one does that is not *but*."""
+        with anyio.fail_after(within):
+            while not (found := [name for name in await self.who_reads() if name != but]):
+                await anyio.sleep(0.05)
+        return found[0]
+
+    async def paused(self, *, any_of_them: bool = False) -> bool:
+        """Does each say (or any of them) that the sink is paused?"""
+        states = [
+            (await each.status())["sinks"]["crm"]["paused"] is not None for each in self.running.values()
+        ]
+        return any(states) if any_of_them else all(states)
+
+    def end(self) -> None:
+        for each in self.running.values():
+            if each.process.poll() is None:
+                each.process.send_signal(signal.SIGCONT)
+                each.kill()
+
+    async def sums(self) -> list[str]:
+        async with open_reader(parse(self.server.url("bridge"))) as store:
+            return await verify(store)
+
+
+async def settles(condition: Callable[[], bool], within: float, what: Callable[[], object]) -> None:
+    with anyio.move_on_after(within):
+        while not condition():
+            await anyio.sleep(0.1)
+        return
+    raise AssertionError(f"not within {within} s: {what()}")
+
+
+async def calm(replicas: Replicas) -> None:
+    """Until the sums hold; they are of several streams, so not while something is under way."""
+    found = ["?"]
+    with anyio.move_on_after(30):
+        while found:
+            await anyio.sleep(0.5)
+            found = await replicas.sums()
+    assert found == []
+
+
+async def chaos(tmp_path: Path, seconds: float, seed: int) -> None:
+    """Kills, stops and a restart of the server, and then everything has arrived."""
+    rng = random.Random(seed)
+    world = World({TOKEN: ALL}, rng=rng)
+    published: list[str] = []
+    posted: list[str] = []
+    stops = 0
+    with nats_server(tmp_path / "nats") as server:
+        async with (
+            serve(world) as upstream,
+            receive(on_delivery=lambda got: posted.append(json.loads(got.body)["unique_id"])) as crm,
+            anyio.create_task_group() as tasks,
+        ):
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(RULES)
+            (tmp_path / "bridge.yaml").write_text(
+                CONFIG.format(
+                    tts=upstream.url, token=TOKEN, crm=crm.url, devices=devices(), outbox=server.url()
+                )
+            )
+            stop = anyio.Event()
+            try:
+                await replicas.start(*NAMES)
+                await replicas.until_read()
+                tasks.start_soon(publish, world, rng, published, posted, stop)
+                deadline, restarted = time.monotonic() + seconds, False
+                while time.monotonic() < deadline:
+                    await anyio.sleep(rng.uniform(1.0, 3.0))
+                    name = rng.choice(NAMES)
+                    if rng.random() < 0.3:
+                        replicas.send(name, signal.SIGSTOP)
+                        await anyio.sleep(max(LEASE, ACK_WAIT) * 1.5)
+                        replicas.send(name, signal.SIGCONT)
+                        stops += 1
+                    elif not restarted and time.monotonic() > deadline - seconds / 2:
+                        server.restart()
+                        restarted = True
+                    else:
+                        replicas.kill(name)
+                        await replicas.start(name)
+                stop.set()
+                await settles(
+                    lambda: set(published) <= set(posted), 60, lambda: (len(published), len(set(posted)))
+                )
+                await calm(replicas)
+                told = run("verify", "-c", "bridge.yaml", cwd=tmp_path)
+                assert told.returncode == 0, told.stdout + told.stderr
+            finally:
+                stop.set()
+                replicas.end()
+    assert len(published) > seconds * 5
+    trouble = replicas.kills + stops + 1
+    assert repeats(posted) <= trouble * 2 * IN_FLIGHT, (repeats(posted), trouble)
+
+
+@pytest.mark.timeout(240)
+async def test_three_replicas_lose_nothing_whatever_happens_to_them(tmp_path: Path) -> None:
+    """Nothing is missing, repeats are what was in flight, the sums over all replicas hold."""
+    await chaos(tmp_path, 30.0, 20261124)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_three_replicas_for_five_minutes(tmp_path: Path) -> None:
+    """The same for longer."""
+    await chaos(tmp_path, 300.0, 10)
+
+
+@pytest.mark.timeout(120)
+async def test_a_dead_replicas_sources_and_deliveries_are_taken_over(tmp_path: Path) -> None:
+    """Killed, or stopped and back: one reads at a time, and what is published arrives within two leases."""
+    world = World({TOKEN: ALL}, rng=random.Random(1))
+    posted: Counter[str] = Counter()
+    with nats_server(tmp_path / "nats") as server:
+        async with (
+            serve(world) as upstream,
+            receive(on_delivery=lambda got: posted.update([json.loads(got.body)["unique_id"]])) as crm,
+        ):
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(RULES + ALERTS)
+            replicas.configure(upstream.url, crm.url)
+            try:
+                await replicas.start("a", "b")
+                first = await replicas.until_read()
+                replicas.send(first, signal.SIGSTOP)
+                began = time.monotonic()
+                other = "b" if first == "a" else "a"
+                with anyio.fail_after(30):
+                    while not (await replicas.running[other].status())["sources"]:
+                        await anyio.sleep(0.05)
+                took = time.monotonic() - began
+                replicas.send(first, signal.SIGCONT)
+                with anyio.fail_after(30):
+                    while await replicas.who_reads() != [other]:
+                        await anyio.sleep(0.05)
+                assert LEASE * 0.5 < took < LEASE * 3
+                replicas.kill(other)
+                began = time.monotonic()
+                assert await replicas.until_read(but=other) == first
+                assert time.monotonic() - began < LEASE * 3
+            finally:
+                replicas.end()
+
+
+@pytest.mark.timeout(120)
+async def test_a_pause_of_one_is_a_pause_of_all_and_commands_see_the_same(tmp_path: Path) -> None:
+    """A receiver that wants no more is not asked by the others; `queue` and `dead-letters` tell it."""
+    world = World({TOKEN: ALL}, rng=random.Random(1))
+    rng = random.Random(1)
+    with nats_server(tmp_path / "nats") as server:
+        async with serve(world) as upstream, receive(answer=Reply(401)) as crm:
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(RULES)
+            (tmp_path / "bridge.yaml").write_text(
+                CONFIG.format(
+                    tts=upstream.url, token=TOKEN, crm=crm.url, devices=devices(), outbox=server.url()
+                )
+            )
+            try:
+                await replicas.start("a", "b")
+                reader = await replicas.until_read()
+                await until_connected(replicas.running[reader])
+                body = next(fresh(rng))
+                world.publish(body)
+                with anyio.fail_after(30):
+                    while not await replicas.paused():
+                        await anyio.sleep(0.02)
+                unique_id = json.loads(body)["unique_id"]
+                waits = run("queue", "list", "--json", "-c", "bridge.yaml", cwd=tmp_path)
+                assert json.loads(waits.stdout)["unique_id"] == unique_id
+                assert '"waiting"' in run("trace", unique_id, "--json", cwd=tmp_path).stdout
+                crm.answer = Reply()
+                with anyio.fail_after(30):
+                    while await replicas.paused(any_of_them=True) or await replicas.sums():
+                        await anyio.sleep(0.1)
+                assert run("queue", "list", "--json", cwd=tmp_path).stdout == ""
+                assert '"delivered"' in run("trace", unique_id, "--json", cwd=tmp_path).stdout
+                assert run("verify", cwd=tmp_path).returncode == 0
+            finally:
+                replicas.end()
+
+
+@pytest.mark.timeout(60)
+async def test_a_queue_moves_from_a_file_to_nats_and_back(tmp_path: Path) -> None:
+    """What waits and what is dead is the same after each move; what is known is not taken twice."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    text = "outbox: {outbox}\nsinks: {{crm: {{type: webhook, url: 'https://crm.example'}}}}\nrules: rules.yaml\n"
+    config = tmp_path / "bridge.yaml"
+    ordered = Route("r", "crm", "device:a")
+    with nats_server(tmp_path / "nats") as server:
+        config.write_text(text.format(outbox="sqlite:one.db"))
+        async with opened_store(
+            load(config, {}).model_copy(update={"outbox": f"sqlite:{tmp_path}/one.db"})
+        ) as one:
+            intakes = [
+                intake("u1", CRM, OPS),
+                intake("u2", CRM),
+                intake("u3", ordered),
+                intake("u4", ordered),
+            ]
+            await one.accept(batch(*intakes, intake("u5", CRM)))
+            found = {each.event.unique_id: each for each in await due(one)}
+            await one.settle([dead(found["u2"]), done(found["u5"])])
+        exported = []
+        for number, outbox in enumerate(("sqlite:one.db", server.url("moved"), "sqlite:two.db")):
+            config.write_text(text.format(outbox=outbox))
+            if number:
+                for expected in (
+                    "4 events imported: 4 deliveries wait, 1 dead letters",
+                    "4 events were known",
+                ):
+                    told = run("queue", "import", f"{number - 1}.jsonl", cwd=tmp_path)
+                    assert expected in told.stdout, told.stdout + told.stderr
+                assert run("verify", cwd=tmp_path).returncode == 0
+            told = run("queue", "export", f"{number}.jsonl", cwd=tmp_path)
+            assert told.returncode == 0, told.stderr
+            exported.append(
+                [comparable(line) for line in (tmp_path / f"{number}.jsonl").read_bytes().splitlines()]
+            )
+        assert exported[0] == exported[1] == exported[2]
+        assert len(exported[0]) == 4
+
+
+def comparable(line: bytes) -> object:
+    """Without what an import sets anew: when it came, and when it is due."""
+    read = from_line(line)
+    deliveries = [
+        (e.rule, e.sink, e.state, e.order_key, e.reason, e.error, e.status, e.due is None)
+        for e in read.deliveries
+    ]
+    return read.unique_id, read.source, bytes(read.event), deliveries
