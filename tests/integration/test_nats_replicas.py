@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from bridge.config import load
 from bridge.control import opened_store
 from bridge.delivery import Route
+from bridge.event import rfc3339
+from bridge.ids import ulid
 from bridge.outbox.exchange import from_line
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.outbox import open_reader
 from bridge.outbox.verify import verify
-from bridge.receiver import Reply, receive
+from bridge.receiver import Received, Reply, receive
 from bridge.standin import ALL, World, serve
 from tests.contract.outboxes import CRM, OPS, batch, dead, done, due, intake
 from tests.integration.process import Bridge, announced, run, start, until_connected
@@ -108,14 +111,15 @@ class Replicas:
     def send(self, name: str, signum: signal.Signals) -> None:
         os.kill(self.running[name].process.pid, signum)
 
-    async def who_reads(self) -> list[str]:
-        """Those with the source open."""
-        return [name for name, each in self.running.items() if (await each.status())["sources"]]
+    async def who_reads(self, but: str = "") -> list[str]:
+        """Those with the source open; *but* is not asked: it may be stopped."""
+        asked = {name: each for name, each in self.running.items() if name != but}
+        return [name for name, each in asked.items() if (await each.status())["sources"]]
 
     async def until_read(self, within: float = 30.0, but: str = "") -> str:
         """Who reads, once one does that is not *but*."""
         with anyio.fail_after(within):
-            while not (found := [name for name in await self.who_reads() if name != but]):
+            while not (found := await self.who_reads(but)):
                 await anyio.sleep(0.05)
         return found[0]
 
@@ -241,10 +245,7 @@ async def test_a_dead_replicas_sources_and_deliveries_are_taken_over(tmp_path: P
                 first = await replicas.until_read()
                 replicas.send(first, signal.SIGSTOP)
                 began = time.monotonic()
-                other = "b" if first == "a" else "a"
-                with anyio.fail_after(30):
-                    while not (await replicas.running[other].status())["sources"]:
-                        await anyio.sleep(0.05)
+                other = await replicas.until_read(but=first)
                 took = time.monotonic() - began
                 replicas.send(first, signal.SIGCONT)
                 with anyio.fail_after(30):
@@ -257,6 +258,73 @@ async def test_a_dead_replicas_sources_and_deliveries_are_taken_over(tmp_path: P
                 assert time.monotonic() - began < LEASE * 3
             finally:
                 replicas.end()
+
+
+def gateway(name: str, what: str, rng: random.Random) -> bytes:
+    """An event of one gateway, now."""
+    ns = time.time_ns()
+    event = {
+        "name": f"gs.gateway.{what}",
+        "time": rfc3339(ns),
+        "identifiers": [{"gateway_ids": {"gateway_id": name, "eui": "58A0CBFFFE800001"}}],
+        "unique_id": ulid(ns, rng),
+    }
+    return msgspec.json.encode(event)
+
+
+@pytest.mark.timeout(240)
+async def test_alerts_survive_takeovers_and_no_notification_is_told_twice(tmp_path: Path) -> None:
+    """Their judge is stopped beyond its lease, comes back, is killed: each state is told, under one id."""
+    rng = random.Random(20261124)
+    world = World({TOKEN: ALL}, rng=rng)
+    told: list[tuple[str, str, str]] = []
+
+    def heard(got: Received) -> None:
+        event = json.loads(got.body)
+        if event["name"].startswith("bridge.alert."):
+            name = event["identifiers"][0]["gateway_ids"]["gateway_id"]
+            told.append((name, event["name"].rpartition(".")[2], event["unique_id"]))
+
+    names = [f"gw-{n}" for n in range(12)]
+    with nats_server(tmp_path / "nats") as server:
+        async with serve(world) as upstream, receive(on_delivery=heard) as crm:
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(ALERTS)
+            replicas.configure(upstream.url, crm.url, "\n".join(f"      - gateway: {name}" for name in names))
+            try:
+                await replicas.start("a", "b")
+                for trouble in ("stop", "kill"):
+                    reader = await replicas.until_read()
+                    await until_connected(replicas.running[reader])
+                    for name in names:
+                        world.publish(gateway(name, "disconnect", rng))
+                        await anyio.sleep(rng.uniform(0.0, 0.4))
+                    if trouble == "stop":
+                        replicas.send(reader, signal.SIGSTOP)
+                        await replicas.until_read(but=reader)
+                        replicas.send(reader, signal.SIGCONT)
+                    else:
+                        replicas.kill(reader)
+                        await replicas.start(reader)
+                    await until_told(told, names, "firing")
+                    for name in names:
+                        world.publish(gateway(name, "connect", rng))
+                    await until_told(told, names, "resolved")
+                    told_now, ids = list(told), {unique_id for _, _, unique_id in told}
+                    told.clear()
+                    assert Counter((name, state) for name, state, _ in set(told_now)) == Counter(
+                        (name, state) for name in names for state in ("firing", "resolved")
+                    ), told_now
+                    assert len(told_now) - len(ids) <= IN_FLIGHT
+                await calm(replicas)
+            finally:
+                replicas.end()
+
+
+async def until_told(told: list[tuple[str, str, str]], names: list[str], state: str) -> None:
+    with anyio.fail_after(60):
+        while {name for name, each, _ in told if each == state} != set(names):
+            await anyio.sleep(0.1)
 
 
 @pytest.mark.timeout(120)
@@ -301,7 +369,9 @@ async def test_a_pause_of_one_is_a_pause_of_all_and_commands_see_the_same(tmp_pa
 async def test_a_queue_moves_from_a_file_to_nats_and_back(tmp_path: Path) -> None:
     """What waits and what is dead is the same after each move; what is known is not taken twice."""
     (tmp_path / "rules.yaml").write_text(RULES)
-    text = "outbox: {outbox}\nsinks: {{crm: {{type: webhook, url: 'https://crm.example'}}}}\nrules: rules.yaml\n"
+    text = (
+        "outbox: {outbox}\nsinks: {{crm: {{type: webhook, url: https://crm}}}}\nrules: rules.yaml\n"
+    )
     config = tmp_path / "bridge.yaml"
     ordered = Route("r", "crm", "device:a")
     with nats_server(tmp_path / "nats") as server:
