@@ -47,14 +47,20 @@ class Redactor:
         """
         body = event.body
         escaped = b"\\u" in body
-        wanted = [path for path, name in zip(self.paths, self.names, strict=True) if escaped or name in body]
-        if not wanted:
+        if not escaped and not self._is_named_in(body):
             return event
+        wanted = [path for path, name in zip(self.paths, self.names, strict=True) if escaped or name in body]
         document = event.document()
         hidden = [_hide(document, path) for path in wanted]
         if True not in hidden:
             return event
         return msgspec.structs.replace(event, body=msgspec.json.encode(document))
+
+    def _is_named_in(self, body: bytes) -> bool:
+        for name in self.names:  # noqa: SIM110  # half the time of any(), for every event that is kept
+            if name in body:
+                return True
+        return False
 
 
 def _hide(value: Any, steps: Steps) -> bool:
