@@ -21,7 +21,7 @@ from bridge.config import Config
 from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
 from bridge.errors import BridgeError, OutboxError, StartError
-from bridge.event import Event
+from bridge.event import Entity, Event
 from bridge.ingest import Ingest, Notification
 from bridge.metrics import Metrics
 from bridge.ops import StoreCollector, admin_app, metrics_app
@@ -38,7 +38,7 @@ from bridge.rules import RuleSet
 from bridge.shares import Shares
 from bridge.sinks.memory import Kept
 from bridge.sinks.registry import SinkConfig, open_sink
-from bridge.sources import Source
+from bridge.sources import Divisible, Source
 from bridge.sources.registry import SourceConfig, open_source
 from bridge.ticking import Ticks
 from bridge.tls import context
@@ -249,6 +249,9 @@ class App:
         """Does this process read *source*, or another replica?"""
         return self._shares is None or self._shares.owns(source, self.config)
 
+    def _owns_entity(self, source: str, entity: Entity) -> bool:
+        return self._shares is None or self._shares.owns_entity(source, entity, self.config)
+
     async def take_over(self, *, alerts: bool | None) -> None:
         """Read what is this replica's now. *alerts*: it judges them from now on, or (False) no longer."""
         async with self._changing:
@@ -258,7 +261,11 @@ class App:
                 alerting.load(states)
                 alerting.configure(self.config.alert_set, int(overlap(self.config) * SECOND))
                 self.ingest.alerting = alerting
+            before = dict(self.sources.running)
             await self._change_sources(self.config, self.config, self.config.names())
+            for name, source in self.sources.running.items():
+                if before.get(name) is source and isinstance(source, Divisible):
+                    await source.rebalance()
 
     async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None:
         """Those of *wanted*, because their share of something has changed."""
@@ -272,7 +279,13 @@ class App:
         self, name: str, config: SourceConfig, names: list[str]
     ) -> AbstractAsyncContextManager[Source]:
         return open_source(
-            name, config, metrics=self.metrics, outbox=self._outbox, names=names, now=time.time
+            name,
+            config,
+            metrics=self.metrics,
+            outbox=self._outbox,
+            names=names,
+            now=time.time,
+            owns=partial(self._owns_entity, name),
         )
 
     async def _start_sink(self, name: str, config: SinkConfig) -> None:

@@ -1,7 +1,8 @@
 """This replica's share of what all of them do on one JetStream: sources, alerts, pauses, rate limits.
 
 Alerts have one owner, and it is who reads: with alerts in the rules one lease covers all sources and the
-alerts, and the other replicas deliver. Without alerts each source is leased by itself.
+alerts, and the other replicas deliver. Without alerts each source is leased in SHARDS parts, an application
+with all its devices to one of them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import structlog
 from bridge.alertset import AlertSet
 from bridge.config import Config
 from bridge.errors import OutboxError, StartError
+from bridge.event import Entity
 from bridge.ingest import Ingest
 from bridge.outbox import PauseState
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.roster import Dispatchers
 from bridge.silences import Silence
 from bridge.sinks.registry import SinkConfig
+from bridge.sources.plan import shard
 
 log = structlog.get_logger()
 
+SHARDS = 12  # parts of a source: evenly shared by 2, 3, 4, 6 or 12 replicas
 INTAKE = "intake"  # the lease of all sources together with the alerts
 
 
@@ -41,7 +45,22 @@ class Runs(Protocol):
 
 
 def lease_names(config: Config) -> list[str]:
-    return [INTAKE] if has_alerts(config.alert_set) else sorted(config.sources)
+    if has_alerts(config.alert_set):
+        return [INTAKE]
+    return [part for name in sorted(config.sources) for part in parts_of(name, config)]
+
+
+def parts_of(source: str, config: Config) -> list[str]:
+    """The leases of one source."""
+    if has_alerts(config.alert_set):
+        return [INTAKE]
+    if config.sources[source].type != "tts":
+        return [source]
+    return [part_of(source, number) for number in range(SHARDS)]
+
+
+def part_of(source: str, number: int) -> str:
+    return f"{source}/{number}"
 
 
 def has_alerts(alerts: AlertSet) -> bool:
@@ -73,7 +92,11 @@ class Shares:
             dispatcher.learn(pause)
 
     def owns(self, source: str, config: Config) -> bool:
-        return (INTAKE if has_alerts(config.alert_set) else source) in self._owned
+        return not self._owned.isdisjoint(parts_of(source, config))
+
+    def owns_entity(self, source: str, entity: Entity, config: Config) -> bool:
+        parts = parts_of(source, config)
+        return (parts[shard(entity, len(parts))]) in self._owned
 
     def share_of(self, sink: SinkConfig) -> SinkConfig:
         """*sink* with this replica's part of its `rate_limit`: it is the sink's, not the replica's."""

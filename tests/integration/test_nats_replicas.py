@@ -123,6 +123,17 @@ class Replicas:
                 await anyio.sleep(0.05)
         return found[0]
 
+    async def until_divided(self, entities: int, replicas: int) -> None:
+        """Until so many follow so many entities, each some and all together each once."""
+        found: list[int] = []
+        with anyio.move_on_after(40):
+            while len(found) != replicas or sum(found) != entities:
+                states = [(await each.status())["sources"].get("eu1") for each in self.running.values()]
+                found = [each["entities"] for each in states if each and each["connected"]]
+                await anyio.sleep(0.1)
+            return
+        raise AssertionError(found)
+
     async def paused(self, *, any_of_them: bool = False) -> bool:
         """Does each say (or any of them) that the sink is paused?"""
         states = [
@@ -260,6 +271,43 @@ async def test_a_dead_replicas_sources_and_deliveries_are_taken_over(tmp_path: P
                 replicas.end()
 
 
+@pytest.mark.timeout(120)
+async def test_the_entities_of_a_source_are_divided_and_taken_over(tmp_path: Path) -> None:
+    """Each replica follows its part, all of them everything; a dead one's part goes to the others."""
+    rng = random.Random(1)
+    world = World({TOKEN: ALL}, rng=rng)
+    posted: set[str] = set()
+    names = [f"gw-{n}" for n in range(30)]
+    with nats_server(tmp_path / "nats") as server:
+        async with (
+            serve(world) as upstream,
+            receive(on_delivery=lambda got: posted.add(json.loads(got.body)["unique_id"])) as crm,
+        ):
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(RULES)
+            replicas.configure(upstream.url, crm.url, "\n".join(f"      - gateway: {name}" for name in names))
+            try:
+                await replicas.start(*NAMES)
+                await replicas.until_divided(len(names) + 2, 3)
+                published = set[str]()
+                for name in names:
+                    published.add(await publish_one(world, gateway(name, "connect", rng)))
+                replicas.kill("b")
+                for name in names:
+                    published.add(await publish_one(world, gateway(name, "disconnect", rng)))
+                await replicas.until_divided(len(names) + 2, 2)
+                await settles(lambda: published <= posted, 30, lambda: len(published - posted))
+                await calm(replicas)
+            finally:
+                replicas.end()
+
+
+async def publish_one(world: World, body: bytes) -> str:
+    world.publish(body)
+    unique_id: str = json.loads(body)["unique_id"]
+    return unique_id
+
+
 def gateway(name: str, what: str, rng: random.Random) -> bytes:
     """An event of one gateway, now."""
     ns = time.time_ns()
@@ -369,9 +417,7 @@ async def test_a_pause_of_one_is_a_pause_of_all_and_commands_see_the_same(tmp_pa
 async def test_a_queue_moves_from_a_file_to_nats_and_back(tmp_path: Path) -> None:
     """What waits and what is dead is the same after each move; what is known is not taken twice."""
     (tmp_path / "rules.yaml").write_text(RULES)
-    text = (
-        "outbox: {outbox}\nsinks: {{crm: {{type: webhook, url: https://crm}}}}\nrules: rules.yaml\n"
-    )
+    text = "outbox: {outbox}\nsinks: {{crm: {{type: webhook, url: https://crm}}}}\nrules: rules.yaml\n"
     config = tmp_path / "bridge.yaml"
     ordered = Route("r", "crm", "device:a")
     with nats_server(tmp_path / "nats") as server:

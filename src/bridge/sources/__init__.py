@@ -100,6 +100,15 @@ class CatchesUp(Protocol):
     def standing(self) -> Standing: ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A source whose entities several replicas share."""
+
+    async def rebalance(self) -> None:
+        """Others are this replica's now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
     """What `/api/status` and `/readyz` say of a source."""

@@ -48,7 +48,7 @@ class TtsSource:
     time in a row, from 1; *now* is unix seconds; *names* what rules need, empty for everything. *propagates*
     says of each name of the catalogue whether applications carry it, *needed* which rights the rules need;
     *live* is how many identifiers a live stream carries at least. *reconcile*: ask for the state of gateways
-    after a break, for alerts.
+    after a break, for alerts. *owns*: is it this replica that follows an entity? Asked anew by `rebalance`.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class TtsSource:
         needed: Iterable[frozenset[str]] | None = None,
         live: int = LIVE,
         reconcile: bool = False,
+        owns: Callable[[Entity], bool] = lambda _: True,
     ) -> None:
         self.name = name
         self._config = config
@@ -117,6 +118,9 @@ class TtsSource:
         self._cursors: dict[str, int] = {}
         self._is_renamed = False
         self._followed: dict[Entity, Followed] = {}
+        self._owns = owns
+        self._there: dict[Entity, None] = {}
+        """All that are to be followed, by this replica or another."""
         self._groups: dict[Group, None] = {}
         self._apart: Group | None = None
         self._exclusion = Exclusion(name, metrics)
@@ -234,10 +238,12 @@ class TtsSource:
 
         *since* (ns of server time) is where those begin that cannot have existed before.
         """
+        asked = dict.fromkeys(entities)
+        self._there |= asked
         new = [
             Followed.of(each, self._cursors.get(key(each)), has_ids=not self._is_renamed)
-            for each in dict.fromkeys(entities)
-            if each not in self._followed
+            for each in asked
+            if each not in self._followed and self._owns(each)
         ]
         if since is not None:
             young = [each for each in new if each.cursor_ns is None]
@@ -280,8 +286,18 @@ class TtsSource:
         if self._tasks is not None:
             self._tasks.start_soon(run)
 
+    async def rebalance(self) -> None:
+        """Follow what is this replica's by now, from where another has come, and leave the rest."""
+        self._cursors = await self._stored_cursors()
+        for each in [entity for entity in self._followed if not self._owns(entity)]:
+            self._forget(each)
+            self._there[each] = None
+        if self._tasks is not None:
+            await self._add(list(self._there))
+
     def _forget(self, entity: Entity) -> None:
         """*entity* is no longer followed; its streams leave it out when they are renewed."""
+        self._there.pop(entity, None)
         found = self._followed.pop(entity, None)
         self._exclusion.forget(entity)
         if found is not None:

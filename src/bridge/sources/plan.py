@@ -10,6 +10,7 @@ carry many identifiers; and the history of all identifiers of a stream goes thro
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice
 
@@ -18,7 +19,17 @@ from bridge.event import KINDS, Entity, Event, entities
 from bridge.own import identifier
 from bridge.sources.upstream import TAIL
 
-__all__ = ["after", "backfill_size", "carriers", "culprits", "group_size", "grouped", "identifier", "key"]
+__all__ = [
+    "after",
+    "backfill_size",
+    "carriers",
+    "culprits",
+    "group_size",
+    "grouped",
+    "identifier",
+    "key",
+    "shard",
+]
 
 LIVE = 500
 """Identifiers of a live stream. Measured (tests/bench/bench_tenant.py) with 10,300 of them and bursts of
@@ -61,6 +72,11 @@ def carriers(event: Event, followed: Container[Entity], propagates: Mapping[str,
         if propagates.get(event.name, not found):
             found.append(parent)
     return found
+
+
+def shard(entity: Entity, count: int) -> int:
+    """Which of *count* parts of a source *entity* belongs to, on every replica; an owner's all to one."""
+    return zlib.crc32(key(owner(entity)).encode()) % count
 
 
 def after(cursors: Iterable[int | None], overlap_ns: int) -> int | None:

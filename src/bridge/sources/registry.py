@@ -12,6 +12,7 @@ import structlog
 import tenacity
 from pydantic import Field
 
+from bridge.event import Entity
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.shared import catalogue
@@ -54,8 +55,12 @@ async def open_source(
     outbox: Outbox,
     names: Sequence[str],
     now: Callable[[], float],
+    owns: Callable[[Entity], bool] = lambda _: True,
 ) -> AsyncIterator[Source]:
-    """The source of *config*; *names* are what the rules need, empty for all (`names: auto`)."""
+    """The source of *config*; *names* are what the rules need, empty for all (`names: auto`).
+
+    *owns*: is it this replica that follows an entity?
+    """
     rng = random.Random()  # noqa: S311  # ids and jitter, no secrets
 
     async def cursors() -> dict[str, int]:
@@ -97,6 +102,7 @@ async def open_source(
             names=names if config.names == "auto" else config.names,
             propagates=propagates(),
             reconcile=True,
+            owns=owns,
         )
 
 
