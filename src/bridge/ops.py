@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bridge import ui
 from bridge.alertmetrics import publish
 from bridge.api import api_routes
+from bridge.errors import OutboxError
 from bridge.outbox import Outbox, SinkTotals, SourceTotals
 from bridge.parts import Access, Parts, ready
 
@@ -88,7 +89,8 @@ def routes(parts: Parts) -> list[Route]:
         return PlainTextResponse("\n".join(reasons or ["ok"]) + "\n", 503 if reasons else 200)
 
     async def metrics(request: Request) -> Response:
-        await measure(parts)
+        with suppress(OutboxError):  # a store that does not answer: its figures stay as they were
+            await measure(parts)
         encode, media_type = choose_encoder(request.headers.get("accept", ""))  # exemplars: OpenMetrics only
         return Response(encode(parts.metrics.registry), media_type=media_type)
 

@@ -67,6 +67,14 @@ def has_alerts(alerts: AlertSet) -> bool:
     return bool(alerts.alerts)
 
 
+def part_of_rate(sink: SinkConfig, replicas: int) -> SinkConfig:
+    """*sink* with one replica's part of its `rate_limit`: it is the sink's, not the replica's."""
+    rate = getattr(sink, "rate_limit", None)
+    if rate is None or replicas < 2:
+        return sink
+    return sink.model_copy(update={"rate_limit": rate / replicas})
+
+
 class Shares:
     """`run` goes on beside the pipeline; `begin` comes before it."""
 
@@ -99,11 +107,7 @@ class Shares:
         return (parts[shard(entity, len(parts))]) in self._owned
 
     def share_of(self, sink: SinkConfig) -> SinkConfig:
-        """*sink* with this replica's part of its `rate_limit`: it is the sink's, not the replica's."""
-        rate = getattr(sink, "rate_limit", None)
-        if rate is None or self._replicas < 2:
-            return sink
-        return sink.model_copy(update={"rate_limit": rate / self._replicas})
+        return part_of_rate(sink, self._replicas)
 
     async def run(self) -> None:
         failing = False

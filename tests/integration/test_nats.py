@@ -35,7 +35,7 @@ from tests.contract.outboxes import (
     later,
 )
 from tests.nats import NatsServer, nats_server, shared_server
-from tests.servers import HOST, free_port
+from tests.servers import HOST, certificates, free_port
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -398,6 +398,29 @@ async def test_a_user_with_a_password_is_let_in(tmp_path: Path) -> None:
             async with open_reader(parse(url.replace("s3cret", "wr0ng"))):
                 pass
         assert "wr0ng" not in str(told.value)
+
+
+async def test_tls_with_an_own_authority(tmp_path: Path) -> None:
+    """`tls://` with `ca`, and a client certificate where the server wants one; without, one line says no."""
+    certs = certificates(tmp_path / "certs")
+    more = (
+        f'tls {{ cert_file: "{certs.server}", key_file: "{certs.server_key}",'
+        f' ca_file: "{certs.ca}", verify: true }}'
+    )
+    with nats_server(tmp_path / "nats", more) as server:
+        url = f"tls://localhost:{server.port}?ca={certs.ca}"
+        whole = f"{url}&cert={certs.client}&key={certs.client_key}"
+        async with open_jetstream(
+            parse(whole), dedup_window=60.0, dead_letter_retention=60.0, trace_retention=60.0
+        ) as outbox:
+            await outbox.accept(batch(intake("u1", CRM)))
+            assert await ids_due(outbox) == ["u1"]
+        with pytest.raises(StartError, match="cannot be reached"):
+            async with open_reader(parse(url)):
+                pass
+        with pytest.raises(StartError, match="PEM files"):
+            async with open_reader(parse(f"tls://localhost:{server.port}?ca={tmp_path}/none.pem")):
+                pass
 
 
 async def test_a_second_process_under_the_same_name_ends_the_first() -> None:

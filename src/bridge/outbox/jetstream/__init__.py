@@ -15,8 +15,8 @@ What is promised otherwise than by the SQLite store:
   of a batch leaves some of it stored; the rest comes again, because cursors move last. The order is:
   events, their deliveries, what alerts remember, cursors. So after a crash an alert may say again what it
   has said: it says it under the same unique_id, and that is a duplicate.
-- **An id is known for `dedup_window`, exactly, by its subject**: it takes the server some 150 bytes of
-  memory a kept event. `Nats-Msg-Id` absorbs what a client sends again within `duplicate_window` (2 min) at
+- **An id is known for `dedup_window`, exactly, by its subject**: it takes the server about 1 kB of memory
+  an event. `Nats-Msg-Id` absorbs what a client sends again within `duplicate_window` (2 min) at
   no look-up.
 - **A kill repeats what was in flight**, at most `max_in_flight` of each sink, after `ack_wait` (30 s), or
   at once where a replica that is alone comes back under its own name. A process stopped for longer than

@@ -1,0 +1,70 @@
+"""What one of several replicas takes on: leases, entities, a part of a rate limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.config import Config, load
+from bridge.event import Entity
+from bridge.shares import SHARDS, lease_names, part_of_rate, parts_of
+from bridge.sources.plan import shard
+
+SOURCES = """
+sources:
+  eu1: {type: tts, url: https://eu1.example, api_key: k, identifiers: [{gateway: "*"}]}
+  lab: {type: replay, path: recorded.sse}
+sinks:
+  crm: {type: webhook, url: https://crm.example, rate_limit: 60/s}
+  lamp: {type: mqtt, url: mqtt://broker.example}
+rules: [rules.yaml]
+outbox: nats://a:4222
+"""
+RULES = "rules: [{name: everything, match: {}, send: [crm]}]"
+ALERT = """
+alerts:
+  - name: down
+    kind: state
+    down: {name: gs.gateway.disconnect}
+    up: {name: gs.gateway.connect}
+    by: gateway
+    send: [crm]
+"""
+
+
+def config(folder: Path, rules: str) -> Config:
+    (folder / "rules.yaml").write_text(rules)
+    (folder / "bridge.yaml").write_text(SOURCES)
+    return load(folder / "bridge.yaml", {})
+
+
+def test_without_alerts_the_parts_of_a_source_are_leased(tmp_path: Path) -> None:
+    """And a recording as a whole."""
+    found = config(tmp_path, RULES)
+    assert lease_names(found) == [*(f"eu1/{n}" for n in range(SHARDS)), "lab"]
+    assert parts_of("lab", found) == ["lab"]
+
+
+def test_with_alerts_who_reads_judges(tmp_path: Path) -> None:
+    """One lease for all: alerts look at all sources."""
+    found = config(tmp_path, RULES + ALERT)
+    assert lease_names(found) == ["intake"]
+    assert parts_of("eu1", found) == parts_of("lab", found) == ["intake"]
+
+
+def test_an_application_and_its_devices_are_in_one_part() -> None:
+    """The same on every replica; many applications are in many parts."""
+    application = Entity("application", "plant-a")
+    assert {shard(Entity("device", f"plant-a/m{n}"), SHARDS) for n in range(50)} == {
+        shard(application, SHARDS)
+    }
+    assert len({shard(Entity("gateway", f"gw-{n}"), SHARDS) for n in range(200)}) == SHARDS
+
+
+@pytest.mark.parametrize(("replicas", "rate"), [(1, 60.0), (3, 20.0)])
+def test_a_rate_limit_is_the_sinks(tmp_path: Path, replicas: int, rate: float) -> None:
+    """Each replica keeps to its part; a sink without one is left alone."""
+    sinks = config(tmp_path, RULES).sinks
+    assert getattr(part_of_rate(sinks["crm"], replicas), "rate_limit", None) == rate
+    assert part_of_rate(sinks["lamp"], replicas) == sinks["lamp"]
