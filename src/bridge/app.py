@@ -84,7 +84,7 @@ async def serve(
         scraping = None
         if config.admin.metrics_listen:
             scraping = stack.enter_context(listen(config.admin.metrics_listen, "admin.metrics_listen"))
-        outbox = await stack.enter_async_context(opened_store(config))
+        outbox = await stack.enter_async_context(opened_store(config, serving=True))
         app = App(outbox, load, tracer)
         url = url_of(listening)
         if not isinstance(outbox, JetStreamOutbox):

@@ -10,7 +10,7 @@ import fcntl
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import httpx
 from bridge.config import Config
 from bridge.errors import StartError
 from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream, open_reader
+from bridge.outbox.jetstream.replicas import command_name
 from bridge.outbox.sqlite import SqliteOutbox, SqliteReader, open_outbox, open_readonly, threads
 
 PATIENCE = 60.0  # seconds for one answer
@@ -78,11 +79,16 @@ def reachable(url: str) -> str:
 
 
 @asynccontextmanager
-async def opened_store(config: Config) -> AsyncIterator[SqliteOutbox | JetStreamOutbox]:
-    """The store of *config*; raises StartError, or ConfigError where an extra is missing."""
+async def opened_store(
+    config: Config, *, serving: bool = False
+) -> AsyncIterator[SqliteOutbox | JetStreamOutbox]:
+    """The store of *config*; raises StartError, or ConfigError where an extra is missing.
+
+    *serving*: for `bridge run`. A command counts what it does under one name on all its runs.
+    """
     if config.nats is not None:
         async with open_jetstream(
-            config.nats,
+            config.nats if serving else replace(config.nats, replica=command_name()),
             dedup_window=config.dedup_window,
             dead_letter_retention=config.dead_letter_retention,
             trace_retention=config.trace_retention,

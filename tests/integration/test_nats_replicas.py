@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+import httpx
 import msgspec
 import pytest
 
@@ -122,6 +123,12 @@ class Replicas:
             while not (found := await self.who_reads(but)):
                 await anyio.sleep(0.05)
         return found[0]
+
+    async def silences(self, name: str) -> list[object]:
+        async with httpx.AsyncClient(trust_env=False, headers={"Authorization": "Bearer t0ken"}) as client:
+            answer = await client.get(f"{self.running[name].url}/api/alerts")
+            found: list[object] = answer.json()["silences"]
+            return found
 
     async def until_divided(self, entities: int, replicas: int) -> None:
         """Until so many follow so many entities, each some and all together each once."""
@@ -262,6 +269,7 @@ async def test_a_dead_replicas_sources_and_deliveries_are_taken_over(tmp_path: P
                 with anyio.fail_after(30):
                     while await replicas.who_reads() != [other]:
                         await anyio.sleep(0.05)
+                print(f"taken over in {took:.1f} s at a lease of {LEASE:g} s")
                 assert LEASE * 0.5 < took < LEASE * 3
                 replicas.kill(other)
                 began = time.monotonic()
@@ -409,6 +417,43 @@ async def test_a_pause_of_one_is_a_pause_of_all_and_commands_see_the_same(tmp_pa
                 assert run("queue", "list", "--json", cwd=tmp_path).stdout == ""
                 assert '"delivered"' in run("trace", unique_id, "--json", cwd=tmp_path).stdout
                 assert run("verify", cwd=tmp_path).returncode == 0
+            finally:
+                replicas.end()
+
+
+@pytest.mark.timeout(120)
+async def test_a_command_changes_what_all_replicas_share(tmp_path: Path) -> None:
+    """A dead letter is listed, tried again and delivered, while they run; a silence reaches who judges."""
+    world = World({TOKEN: ALL}, rng=random.Random(1))
+    rng = random.Random(1)
+    with nats_server(tmp_path / "nats") as server:
+        async with serve(world) as upstream, receive(answer=Reply(400)) as crm:
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(RULES + ALERTS)
+            replicas.configure(upstream.url, crm.url, devices())
+            try:
+                await replicas.start("a", "b")
+                reader = await replicas.until_read()
+                await until_connected(replicas.running[reader])
+                world.publish(next(fresh(rng)))
+                with anyio.fail_after(30):
+                    while not (letters := run("dead-letters", "list", "--json", cwd=tmp_path).stdout):
+                        await anyio.sleep(0.2)
+                crm.answer = Reply()
+                told = run("dead-letters", "retry", json.loads(letters)["id"], cwd=tmp_path)
+                assert told.returncode == 0, told.stderr
+                with anyio.fail_after(30):
+                    while len(crm.deliveries) < 2 or await replicas.sums():
+                        await anyio.sleep(0.1)
+                assert run("dead-letters", "list", cwd=tmp_path).stdout == ""
+                told = run(
+                    "silence", "add", "alertname=gateway-down", "--for", "1h", "--comment", "x", cwd=tmp_path
+                )
+                assert told.returncode == 0, told.stderr
+                with anyio.fail_after(30):
+                    while not await replicas.silences(reader):
+                        await anyio.sleep(0.1)
+                assert await replicas.who_reads() == [reader]
             finally:
                 replicas.end()
 

@@ -14,6 +14,8 @@ from bridge.outbox.jetstream.desk import Desk
 from bridge.outbox.jetstream.pages import pages, since
 from bridge.outbox.jetstream.streams import EVENTS, SETTLED
 
+COMMAND = "command-"  # what names of commands begin with
+
 
 class Presence(msgspec.Struct, frozen=True):
     """A sign of life of a replica; *boot* tells one process from the next under the same name."""
@@ -24,9 +26,17 @@ class Presence(msgspec.Struct, frozen=True):
 
 def own_name() -> str:
     """The host (the pod) and the process; NATS allows no dots here."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def command_name() -> str:
+    """The name under which commands of this host change something."""
+    return COMMAND + _host()
+
+
+def _host() -> str:
     host = socket.gethostname().partition(".")[0]
-    safe = "".join(each if each.isalnum() or each in "-_" else "-" for each in host)
-    return f"{safe[:48]}-{os.getpid()}"
+    return "".join(each if each.isascii() and (each.isalnum() or each in "-_") else "-" for each in host)[:48]
 
 
 def unix(at: str) -> float:
@@ -44,7 +54,7 @@ class Replicas:
         self._boot = boot
         self._revision: int | None = None
         self.alive: frozenset[str] = frozenset()
-        """Replicas with a sign of life within the lease, this one included, as of the last `beat`."""
+        """Replicas with a sign of life within the lease, as of the last `beat`; commands are none."""
 
     async def begin(self) -> None:
         """Take up what this name has left behind; afterwards all its messages are counted."""
@@ -113,9 +123,10 @@ class Replicas:
         entries = await desk.bucket.all("replicas")
         own = next((entry for entry in entries if entry.key == key), None)
         now = unix(own.at) if own else 0.0
-        self.alive = frozenset(self._name(each) for each in entries if self._lives(each, now))
+        lives = {self._name(each) for each in entries if self._lives(each, now)}
+        self.alive = frozenset(each for each in lives if not each.startswith(COMMAND))
         for each in await pages(desk.bucket):
-            if each not in self.alive and each != desk.me:
+            if each not in lives and each != desk.me:
                 await self._adopt(each)
         desk.books.others = {
             name: page.counter() for name, page in (await pages(desk.bucket)).items() if name != desk.me
