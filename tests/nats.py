@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import anyio
 import anyio.to_thread
 import pytest
+from anyio.abc import SocketAttribute, SocketStream, TaskGroup
 
 from bridge.outbox import Outbox
 from tests.servers import HOST, START_WITHIN, free_port, is_listening, need, poll
@@ -143,3 +144,40 @@ class _Across:
             return await (self._around[name](asked) if name in self._around else asked())
 
         return call
+
+
+class Cable:
+    """Between a client and the server; while it is *apart* nothing gets through, and nobody is told."""
+
+    def __init__(self, port: int, to: int) -> None:
+        self.port = port
+        self.apart = False
+        self._to = to
+
+    async def pass_on(self, near: SocketStream) -> None:
+        far = await anyio.connect_tcp(HOST, self._to)
+        async with near, far, anyio.create_task_group() as both:
+            both.start_soon(self._pump, near, far, both)
+            both.start_soon(self._pump, far, near, both)
+
+    async def _pump(self, source: SocketStream, into: SocketStream, both: TaskGroup) -> None:
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            while True:
+                data = await source.receive()
+                while self.apart:
+                    await anyio.sleep(0.02)
+                await into.send(data)
+        both.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def cable(to: int) -> AsyncIterator[Cable]:
+    """One to the port *to*."""
+    listener = await anyio.create_tcp_listener(local_host=HOST)
+    found = Cable(listener.extra(SocketAttribute.local_port), to)
+    async with listener, anyio.create_task_group() as connections:
+        connections.start_soon(listener.serve, found.pass_on)
+        try:
+            yield found
+        finally:
+            connections.cancel_scope.cancel()

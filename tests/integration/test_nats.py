@@ -34,7 +34,7 @@ from tests.contract.outboxes import (
     intake,
     later,
 )
-from tests.nats import NatsServer, nats_server, shared_server
+from tests.nats import NatsServer, cable, nats_server, shared_server
 from tests.servers import HOST, certificates, free_port
 
 if TYPE_CHECKING:
@@ -280,6 +280,43 @@ async def test_of_two_that_sent_the_same_one_is_counted() -> None:
         for each in (a, b):
             await each.replicas.write_down()
         assert await verify(a) == []
+
+
+async def test_a_replica_that_is_cut_off_hands_its_work_over_and_never_acts_beside_another(
+    tmp_path: Path,
+) -> None:
+    """Its deliveries and its lease go to the other one; back again it counts nothing that was counted."""
+    stream, server = new_stream(), shared_server()
+    async with cable(server.port) as wire:
+        near = NatsServer(server.program, server.directory, wire.port)
+        async with replica(stream, "a", server=near, lease="2s") as a, replica(stream, "b", lease="2s") as b:
+            await a.accept(batch(intake("u1", CRM)))
+            (cut,) = await due(a)
+            await a.leasing.round(["eu1"])
+            assert a.leasing.sure() == {"eu1"}
+            wire.apart = True
+            (given,) = await waits_for(b, "crm", 1)
+            assert given.id == cut.id
+            await b.settle([done(given, NOW + 1)])
+            with anyio.fail_after(WITHIN):
+                while not b.leasing.sure():
+                    await b.leasing.round(["eu1"])
+                    assert not (a.leasing.sure() & b.leasing.sure())
+                    await anyio.sleep(0.1)
+            with pytest.raises(OutboxError):
+                await a.settle([done(cut, NOW + 2)])
+            wire.apart = False
+            with anyio.fail_after(WITHIN):
+                while True:
+                    with suppress(OutboxError):
+                        await a.settle([done(cut, NOW + 2)])
+                        assert not await a.leasing.fence("eu1")
+                        break
+                    await anyio.sleep(0.1)
+            assert (b.sink_totals()["crm"].delivered, a.sink_totals()["crm"].delivered) == (1, 0)
+            for each in (a, b):
+                await each.replicas.write_down()
+            assert await verify(b) == []
 
 
 async def nothing() -> None:

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 ANSWER_WITHIN = 5.0  # seconds for one answer of the server
 CONNECT_WITHIN = 5.0  # seconds for the first connection
+PING_EVERY = 5  # seconds between pings: two that are not answered end the connection
 RECONNECT_EVERY = 0.25  # seconds between tries
 OLDEST = (2, 9)  # JetStream's direct get and compare-and-set on a subject came with it
 WRONG_LAST = 10071  # err_code: the subject's last message is not the expected one
@@ -111,6 +112,8 @@ def _options(address: Address) -> dict[str, Any]:
         "reconnect_time_wait": RECONNECT_EVERY,
         "allow_reconnect": True,
         "pending_size": 16 << 20,
+        "ping_interval": PING_EVERY,
+        "max_outstanding_pings": 2,
         "disconnected_cb": ended,
         "reconnected_cb": again,
         "error_cb": complain,
