@@ -140,6 +140,26 @@ async def test_a_kill_at_any_write_of_accept_loses_and_repeats_nothing(step: int
         assert await verify(outbox) == []
 
 
+@pytest.mark.parametrize("step", range(8))
+async def test_a_kill_never_leaves_an_event_known_that_alerts_have_not_judged(step: int) -> None:
+    """Or the alert would be lost: the event that caused it comes again, and must be new until then."""
+    stream, kill = new_stream(), Kill(1000)
+    row = ("track", "gateway-down", "gateway:gw-1")
+    caused = Batch([intake("u1", CRM), intake("n1", OPS, source="alerts")], alerts={row: b"{}"})
+    with suppress(Crash):
+        async with replica(stream, watch=kill) as outbox:
+            kill.begin()
+            kill.step = step
+            outbox.is_killed = True
+            await outbox.accept(caused)
+    async with replica(stream) as outbox:
+        (is_new,) = await outbox.fresh([intake("u1", CRM)])
+        states = await outbox.alert_states()
+        (is_told,) = await outbox.fresh([intake("n1", OPS)])
+        assert is_new or (states and not is_told)
+        assert not states or not is_told
+
+
 async def test_what_was_stored_is_routed_after_a_kill_though_nothing_comes_again() -> None:
     """The event's message is the promise: killed right after it, before any delivery is stored."""
     stream, kill = new_stream(), Kill(1000)
@@ -148,7 +168,7 @@ async def test_what_was_stored_is_routed_after_a_kill_though_nothing_comes_again
             kill.begin()
             kill.step = 2
             outbox.is_killed = True
-            await outbox.accept(BATCH)
+            await outbox.accept(STORED)
     async with replica(stream, "b") as outbox:
         assert {each.event.unique_id for each in await waits_for(outbox, "crm", 2)} == {"u1", "u2"}
         assert len(await waits_for(outbox, "ops", 1)) == 1
@@ -172,8 +192,9 @@ async def test_a_router_that_acknowledges_first_is_caught() -> None:
             kill.begin()
             kill.step = 2
             outbox.is_killed = True
-            await outbox.accept(BATCH)
+            await outbox.accept(STORED)
     async with replica(stream, "b") as outbox:
+        assert await outbox.fresh(STORED.intakes) == (False, False)
         await nothing_waits(outbox)
 
 

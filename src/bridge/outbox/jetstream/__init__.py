@@ -13,8 +13,8 @@ What is promised otherwise than by the SQLite store:
 
 - **A batch is not one transaction; an event is.** The event's message is its commit. A crash in the middle
   of a batch leaves some of it stored; the rest comes again, because cursors move last. The order is:
-  events, their deliveries, what alerts remember, cursors. So after a crash an alert may say again what it
-  has said: it says it under the same unique_id, and that is a duplicate.
+  notifications of alerts, what alerts remember, events, cursors. So no alert is lost; one may be told again
+  under the same unique_id, which is a duplicate, and a threshold may count the events of that batch twice.
 - **An id is known for `dedup_window`, exactly, by its subject**: it takes the server about 1 kB of memory
   an event. `Nats-Msg-Id` absorbs what a client sends again within `duplicate_window` (2 min) at
   no look-up.

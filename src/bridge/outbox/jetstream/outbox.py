@@ -175,10 +175,14 @@ class JetStreamOutbox:
         batch, fenced = await self._fenced(batch)
         intakes = batch.intakes
         dropped = await self._make_room(intakes)
-        fresh = await self._intakes.take(intakes)
+        told = [each for each in intakes if each.source == NOTIFIED]
+        heard = [each for each in intakes if each.source != NOTIFIED]
+        intakes = [*heard, *told]  # as they come: see `Ingest.run`
+        fresh_told = await self._intakes.take(told)
+        await self._remember("alerts", batch.alerts)
+        fresh = await self._intakes.take(heard) + fresh_told
         await self._routed()
         superseded = await self._supersede(batch)
-        await self._remember("alerts", batch.alerts)
         await self._move_cursors(batch)
         sinks = set[str]()
         for intake, new in zip(intakes, fresh, strict=True):
