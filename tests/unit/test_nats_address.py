@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +144,14 @@ def test_the_sums_of_a_page_are_those_of_its_messages() -> None:
     assert (totals["crm"].dead, totals["ops"].waiting) == (0, 1)
     assert Books("a", books.page()).sink_totals() == totals
     assert isinstance(read(header(taken_of(Intake("eu1", event("u1"), NOW, True), "a")), Taken), Taken)
+
+
+def test_without_the_extra_one_line_says_what_to_install(tmp_path: Path) -> None:
+    """Exit code 2, no traceback of an import."""
+    (tmp_path / "bridge.yaml").write_text("outbox: nats://127.0.0.1:4222\nrules: []\n")
+    script = "import sys; sys.modules['nats'] = None; from bridge.cli import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", script, "verify"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == "outbox: nats: needs the extra: pip install 'tts-event-bridge[nats]'\n"
