@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
+from bridge.clock import monotonic
 from bridge.concurrency import Concurrency
 from bridge.delivery import (
     Dead,
@@ -74,6 +75,8 @@ class Dispatcher:
         self._pausing = Pausing(sink.name, outbox, policy, metrics, chance=chance, tell=tell)
         self._settling = Settling(sink.name, outbox)
         self._concurrency = Concurrency(sink.max_in_flight)
+        self._clock: Callable[[], float] = anyio.current_time
+        self._held_back = 0
         self._adaptive = adaptive
         self._running = 0
         self._freed = anyio.Event()
@@ -111,6 +114,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Deliver until `stop`."""
+        self._clock = monotonic()
         await self._restore_pause()
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._settling.run)
@@ -200,14 +204,17 @@ class Dispatcher:
     async def _slot(self, gathering: Gathering) -> None:
         while deliveries := await gathering.take():
             while self._running >= self._concurrency.limit:
+                self._held_back += 1
                 await self._freed.wait()
+                self._held_back -= 1
             self._running += 1
             try:
                 await self._attempt_unless_held(deliveries)
             finally:
                 self._running -= 1
-                self._freed.set()
-                self._freed = anyio.Event()
+                if self._held_back:
+                    self._freed.set()
+                    self._freed = anyio.Event()
             self._release(deliveries)
 
     async def _attempt_unless_held(self, deliveries: Sequence[Delivery]) -> None:
@@ -236,9 +243,9 @@ class Dispatcher:
 
     async def _attempt(self, deliveries: Sequence[Delivery], *, probe: bool = False) -> None:
         """One attempt at each of *deliveries*, settled on disk before this returns."""
-        started, clock = self._now(), anyio.current_time()
+        started, clock = self._now(), self._clock()
         outcomes = await self._send(deliveries)
-        ended, now = anyio.current_time(), self._now()
+        ended, now = self._clock(), self._now()
         paused = self._pausing.seconds(now)
         settlements = [
             Settlement(

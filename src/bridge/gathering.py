@@ -48,7 +48,12 @@ class Gathering:
         self._came.set()
 
     async def take(self) -> Sequence[Delivery]:
-        """The next deliveries to attempt together; none when nothing more will come."""
+        """The next deliveries to attempt together; none when nothing more will come.
+
+        A single one that is ready is taken without a turn: whoever waits in its turn looks again.
+        """
+        if self._ready and self._limits.max_events == 1:
+            return [self._ready.popleft()]
         async with self._turn:
             await self._more(0)
             limits = self._limits

@@ -15,6 +15,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from bridge.clock import monotonic
 from bridge.decode import Frame, Malformed, StreamStart, is_sparse
 from bridge.errors import SourceError
 from bridge.event import Entity, Event
@@ -136,6 +137,7 @@ class Streams:
         self._busy = busy
         self._heard = heard
         self._clock: tuple[int, float] | None = None
+        self._time: Callable[[], float] = anyio.current_time
 
     def clock_ns(self) -> int | None:
         """The server's clock by the last stream that started; None before the first."""
@@ -189,6 +191,7 @@ class Streams:
         """Read one stream to its end, and leave the reason in *opened*."""
         wanted = opened.wanted
         names = self.asked.apart if wanted.apart else self.asked.names
+        self._time = monotonic()
         try:
             with opened.scope:
                 async with self._upstream.open(tuple(wanted.entities), wanted.after, names) as stream:
@@ -241,7 +244,7 @@ class Streams:
 
         History has no events from before *after*: an older one has come late, and is news.
         """
-        now = anyio.current_time()
+        now = self._time()
         wanted = opened.wanted
         brought_by = [wanted.entities[each] for each in carriers(event, wanted.entities, self._propagates)]
         already = self.seen.add(event.unique_id, now)
