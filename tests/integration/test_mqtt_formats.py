@@ -112,7 +112,7 @@ async def test_home_assistant_is_told_again_when_it_starts(broker: Mosquitto) ->
     with subscriber(broker.port, "tts/#", "homeassistant/+/+/config") as found:
         async with sink(broker, format="home-assistant") as opened:
             assert isinstance(await opened.send(uplink), Delivered)
-            await until(lambda: uplink.id in found.ids, "the state")
+            await until(lambda: bool(found.payloads("tts/plant-a/meter-01/state")), "the state")
             told = len(found.messages)
             await say("offline")
             assert isinstance(await opened.send(second), Delivered)

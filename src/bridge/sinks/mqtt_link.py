@@ -1,34 +1,32 @@
-"""One connection to a broker: paho's protocol, driven by the event loop.
+"""One connection to a broker: its packets, driven by the event loop.
 
-paho has a thread of its own to offer. Its socket on the event loop instead makes 31,000 QoS 1 publishes of
-1.35 kB a second at a window of 100 where the thread makes 16,000, at half the CPU (0.30 s and 0.65 s for
-10,000), because acknowledgements that come together wake the loop once. With paho's `Properties` in place of
-packed ones it is 16,000 and 12,500. Packets of our own would make 92,000 at 0.05 s. (The client alone,
-mosquitto 2.0.11 on loopback, 2 cores, medians of 3 in one run; tests/bench/bench_mqtt.py has the whole sink.)
+The packets are our own (`mqtt_packets`). The client alone, QoS 1 publishes of 1.35 kB at a window of 100,
+mosquitto 2.0.11 on loopback, 2 cores, medians of 3 in one run: paho in its own thread 16,000 a second at
+0.65 CPU s for 10,000, paho's socket on the event loop 31,000 at 0.30, own packets 92,000 at 0.05;
+tests/bench/bench_mqtt.py has the whole sink.
 
-Each connection has a client of its own and starts clean, so that nothing of an earlier one can be sent again
-by anyone but the outbox (DESIGN.md §2.5).
+Each connection starts clean, so that nothing of an earlier one can be sent again by anyone but the outbox
+(DESIGN.md §2.5).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
-from paho.mqtt import client as paho
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from bridge.delivery import Failure, Outcome, Rejected, RetryLater
 from bridge.sinks import mqtt_answers as answers
+from bridge.sinks import mqtt_packets as packets
 from bridge.sinks.mqtt_answers import Trouble
-from bridge.sinks.mqtt_client import BROKEN, Client, Opened, Opening, Packed, Settings
+from bridge.sinks.mqtt_client import READ, Opened, Opening, Settings
 from bridge.sinks.mqtt_message import Message
 
+KEEPALIVE = 30  # seconds without traffic after which the broker is asked whether it is there
 TICK = 1.0  # seconds between looks at the keep alive
 MANY = 65535  # packets in flight where a broker names no receive maximum (MQTT 5 §3.2.2.3.3)
 FEW = (
@@ -67,16 +65,26 @@ class Link:
         self._last_answer = self._loop.time()
         self._flush_is_due = False
         self._is_blocked = False
-        self._client = Client(settings, opened.sock, self._acknowledged)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_publish = self._on_written
-        self._client.on_message = self._on_message
-        self._client.on_socket_close = lambda *_: self._detach()
-        self._client.on_socket_register_write = lambda *_: self._flush_soon()
+        self._is_leaving = False
+        self._sock = opened.sock
+        self._reader = packets.Reader()
+        self._is_five = settings.protocol == 5
+        self._last_mid = 0
+        self._keepalive: float = KEEPALIVE
+        self._last_in = self._last_out = self._loop.time()
+        self._pinged = False
         self._loop.add_reader(self._fd, self._readable)
         self._ticking = self._loop.call_later(TICK, self._tick)
-        self._client.reconnect()
+        self._send(
+            packets.connect(
+                settings.client_id,
+                is_five=self._is_five,
+                keepalive=KEEPALIVE,
+                username=settings.username,
+                password=settings.password,
+                will=settings.will,
+            )
+        )
 
     def publish(self, message: Message) -> Answer:
         """Send *message* once the broker has room for it; the answer comes with its last acknowledgement.
@@ -101,7 +109,8 @@ class Link:
     async def close(self, within: float) -> None:
         """Take leave, so that the will is not published, and close; in *within* seconds at most."""
         if not self.ended.is_set():
-            self._client.disconnect()
+            self._send(packets.LEAVE)
+            self._is_leaving = True
             with anyio.move_on_after(within):
                 await self.ended.wait()
         self.drop()
@@ -115,19 +124,23 @@ class Link:
             message, answer = self._waiting.popleft()
             if not answer.done():
                 self._free -= 1
-                self._flying[self._sent(message)] = _Flight(answer, len(message.payload))
+                self._fly(message, answer)
 
-    def _sent(self, message: Message) -> int:
-        """The packet identifier under which *message* is now on its way."""
-        packed = cast(Properties, Packed(message.properties)) if self._settings.protocol == 5 else None
-        while True:
-            info = self._client.publish(message.topic, message.payload, message.qos, message.retain, packed)
-            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # else the identifier still waits for an answer
-                return info.mid
+    def _fly(self, message: Message, answer: Answer) -> None:
+        """Under the next packet identifier that is free; QoS 0 does not send it, and is done when written."""
+        mid = self._last_mid % MANY + 1
+        while mid in self._flying:
+            mid = mid % MANY + 1
+        self._last_mid = mid
+        self._flying[mid] = _Flight(answer, len(message.payload))
+        self._send(packets.publish(message, mid, is_five=self._is_five))
+        if not message.qos:
+            self._written.append(mid)
 
-    def _on_written(self, _client: Any, _data: Any, mid: int, _code: Any, _properties: Any) -> None:
-        """QoS 0, which is done when its bytes are in the socket."""
-        self._written.append(mid)
+    def _send(self, data: bytes) -> None:
+        self._sock.send(data)
+        self._last_out = self._loop.time()
+        self._flush_soon()
 
     def _acknowledged(self, mid: int, code: int) -> None:
         flight = self._flying.pop(mid, None)
@@ -137,54 +150,93 @@ class Link:
         self._last_answer = self._loop.time()
         if not flight.answer.done():
             flight.answer.set_result(answers.published(code))
+
+    def _readable(self) -> None:
+        """Everything that is here now."""
+        while not self.ended.is_set():
+            try:
+                data = self._sock.recv(READ)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                data = None
+            except OSError as error:
+                self._lost(error)
+                return
+            try:
+                self._read(data)
+            except (ValueError, LookupError):
+                self._end(answers.NOT_MQTT)
+            if not self._wire.unread():
+                return
+
+    def _read(self, data: bytes | None) -> None:
+        """*data* from the socket: b'' at its end, None if nothing whole is here. Raises ValueError."""
+        if data is None:
+            return
+        if not data:
+            self._lost(None)
+            return
+        self._last_in = self._loop.time()
+        for kind, flags, body in self._reader.feed(data):
+            self._meet(kind, flags, body)
+            if self.ended.is_set():
+                return
         self._pump()
 
-    def _on_connect(
-        self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None
-    ) -> None:
-        limits = vars(properties) if properties else {}
-        code = reason.value
-        if limits.get("MaximumQoS", 2) < self._settings.qos:
+    def _meet(self, kind: int, flags: int, body: bytes) -> None:
+        if (kind == packets.CONNACK) == self.answered.is_set():
+            raise ValueError("not the packet that comes first, or again")
+        match kind:
+            case packets.PUBACK | packets.PUBCOMP:
+                self._acknowledged(*packets.acknowledgement(body))
+            case packets.PUBREC:
+                self._half_acknowledged(*packets.acknowledgement(body))
+            case packets.CONNACK:
+                self._accepted(packets.connack(body, is_five=self._is_five))
+            case packets.PUBLISH:
+                payload = packets.received(flags, body, is_five=self._is_five)
+                if self._settings.heard:
+                    self._settings.heard(payload)
+            case packets.PINGRESP:
+                self._pinged = False
+            case packets.DISCONNECT if self._is_five:
+                self._end(answers.disconnected(body[0] if body else 0))
+            case packets.SUBACK:
+                pass
+            case _:
+                raise ValueError("a packet that only clients send")
+
+    def _half_acknowledged(self, mid: int, code: int) -> None:
+        """PUBREC. Refused, there is no PUBREL: the identifier is free again (MQTT 5 §4.3.3)."""
+        if code < answers.FAILED:
+            self._send(packets.pubrel(mid))
+        else:
+            self._acknowledged(mid, code)
+
+    def _accepted(self, connack: packets.Connack) -> None:
+        code, limits = connack.code, connack.limits
+        if limits.get(packets.MAXIMUM_QOS, 2) < self._settings.qos:
             code = answers.QOS_NOT_SUPPORTED
-        elif self._settings.retain and not limits.get("RetainAvailable", 1):
+        elif self._settings.retain and not limits.get(packets.RETAIN_AVAILABLE, 1):
             code = answers.RETAIN_NOT_SUPPORTED
         if code >= answers.FAILED:
             self._end(answers.refused(code))
             return
-        self._packet_limit = limits.get("MaximumPacketSize")
-        blind = self._settings.protocol != 5 and self._settings.qos == 2
-        self._free = limits.get("ReceiveMaximum", FEW if blind else MANY)
+        self._packet_limit = limits.get(packets.MAXIMUM_PACKET_SIZE)
+        self._keepalive = limits.get(packets.SERVER_KEEP_ALIVE, KEEPALIVE) or float("inf")
+        blind = not self._is_five and self._settings.qos == 2
+        self._free = limits.get(packets.RECEIVE_MAXIMUM, FEW if blind else MANY)
         if self._settings.subscribe:
-            self._client.subscribe(self._settings.subscribe)
+            self._send(packets.subscribe(self._settings.subscribe, is_five=self._is_five))
         self.answered.set()
-        self._pump()
 
-    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        if self._settings.heard:
-            self._settings.heard(bytes(message.payload))
-
-    def _on_disconnect(
-        self, _client: Any, _data: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any
-    ) -> None:
-        error = self._client.read_error
-        if flags.is_disconnect_packet_from_server:
-            self._end(answers.disconnected(reason.value))
-        elif error is not None and answers.is_tls(error) and not self.answered.is_set():
+    def _lost(self, error: OSError | None) -> None:
+        """The connection is gone: the broker closed it, or *error*."""
+        if answers.is_tls(error) and error is not None and not self.answered.is_set():
             self._end(answers.unreachable(error))
-        elif reason.value == answers.PROTOCOL_ERROR:
-            self._end(answers.NOT_MQTT)
         elif self.answered.is_set():
             self._end(RetryLater(Failure("connect", "connection lost")))
         else:
             self._end(RetryLater(Failure("connect", "the broker closed the connection before it answered")))
-
-    def _readable(self) -> None:
-        try:
-            self._client.loop_read()
-            while not self.ended.is_set() and self._wire.unread():
-                self._client.loop_read()
-        except BROKEN:
-            self._end(answers.NOT_MQTT)
 
     def _flush_soon(self) -> None:
         if not self._flush_is_due:
@@ -197,9 +249,7 @@ class Link:
             self._readable()  # a TLS alert may be there already, and would be lost with the write that fails
         if self.ended.is_set():
             return
-        self._client.loop_write()
-        if not self.ended.is_set():
-            self._write()
+        self._write()
 
     def _write(self) -> None:
         try:
@@ -213,15 +263,26 @@ class Link:
         elif self._is_blocked and not blocked:
             self._loop.remove_writer(self._fd)
         self._is_blocked = blocked
-        if not blocked:
+        if not blocked and self._is_leaving:
+            self._end(RetryLater(Failure("connect", "connection closed")))
+        elif not blocked:
             written, self._written = self._written, []
             for mid in written:
                 self._acknowledged(mid, 0)
+            if written:
+                self._pump()
 
     def _tick(self) -> None:
-        self._client.loop_misc()
-        if not self.ended.is_set():
-            self._ticking = self._loop.call_later(TICK, self._tick)
+        """Ask a silent broker whether it is there, and believe it for as long again (MQTT 5 §3.1.2.10)."""
+        now = self._loop.time()
+        if now - min(self._last_in, self._last_out) >= self._keepalive:
+            if self._pinged:
+                self._lost(None)
+                return
+            self._pinged = True
+            self._last_in = now
+            self._send(packets.PING)
+        self._ticking = self._loop.call_later(TICK, self._tick)
 
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
