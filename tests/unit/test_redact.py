@@ -89,3 +89,21 @@ def test_nothing_at_any_depth_escapes_two_stars(document: dict[str, Any]) -> Non
         return []
 
     assert set(values_of_a(redacted(document, "**.a"))) <= {"[redacted]"}
+
+
+NAMES = ("key", "a+b", "sé", "x.y", "\\w", 'q"', "tab\t")
+
+
+@given(
+    before=st.binary(max_size=40),
+    name=st.sampled_from(NAMES),
+    after=st.binary(max_size=40),
+    whole=st.booleans(),
+)
+def test_no_bytes_around_a_name_hide_it(before: bytes, name: str, after: bytes, whole: bool) -> None:
+    """The one search finds what a search for each name finds: invalid UTF-8, NUL and newlines beside it."""
+    redactor = Redactor.of([f"data.{each}" for each in NAMES if "." not in each] + ["data.x.y"])
+    written = msgspec.json.encode(name) if whole else msgspec.json.encode(name)[:-1]
+    body = before + written + after
+    expected = b"\\u" in body or any(each in body for each in redactor.names)
+    assert (redactor.mention.search(body) is not None) == expected
