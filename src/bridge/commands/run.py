@@ -46,6 +46,7 @@ def warned(config: Config) -> Config:
 
 async def until_signal(load: Callable[[], Config], watching: bool = False) -> None:
     """Run until SIGTERM or SIGINT; a second one does not wait for what is in flight."""
+    gc.disable()  # until everything is loaded: looking at all of it again and again takes longer than loading
     config = load()
     stop = anyio.Event()
     running: list[Running] = []
@@ -91,6 +92,7 @@ def leave_alone() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
 
 
 def tell(running: Running) -> None:
