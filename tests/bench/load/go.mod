@@ -1,0 +1,3 @@
+module bridge/bench/load
+
+go 1.21
