@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from bridge import decode
-from bridge.alert_groups import Notice
-from bridge.alert_parts import SECOND
-from bridge.alerting import GAP, Alerting, Unsettled
-from bridge.alertset import AlertSet
+from bridge.alerts.engine import GAP, Alerting, Unsettled
+from bridge.alerts.groups import Notice
+from bridge.alerts.parts import SECOND
+from bridge.alerts.sights import AlertSet
 from bridge.event import Event, rfc3339
 from bridge.rulefile import parse
 

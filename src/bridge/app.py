@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import anyio
 import structlog
 
-from bridge.alert_parts import SECOND
-from bridge.alerting import Alerting
+from bridge.alerts.engine import Alerting
+from bridge.alerts.parts import SECOND
 from bridge.config import Config
 from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
@@ -25,9 +25,10 @@ from bridge.event import Entity, Event
 from bridge.ingest import Ingest, Notification
 from bridge.metrics import Metrics
 from bridge.ops import StoreCollector, admin_app, metrics_app
+from bridge.ops.parts import Access, Parts
+from bridge.ops.web import http, listen, url_of
 from bridge.outbox import Accepted, Outbox
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
-from bridge.parts import Access, Parts
 from bridge.pipeline import flow
 from bridge.redact import Redactor
 from bridge.related import Finder, Related, attaching
@@ -43,7 +44,6 @@ from bridge.sources.registry import SourceConfig, open_source
 from bridge.ticking import Ticks
 from bridge.tls import context
 from bridge.tracing import Tracer, tracing, untraced
-from bridge.web import http, listen, url_of
 
 log = structlog.get_logger()
 

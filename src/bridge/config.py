@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Secret
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import references, yamltext
-from bridge.alertset import AlertSet
+from bridge.alerts.sights import AlertSet
 from bridge.errors import ConfigError, Mistake
 from bridge.fields import Duration, Section, Size, mistakes, relative_to
 from bridge.outbox.jetstream import address as jetstream

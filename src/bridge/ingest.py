@@ -14,9 +14,9 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from bridge import decode
-from bridge.alert_groups import Notice
-from bridge.alerting import GAP, Alerting
-from bridge.alertset import Sight
+from bridge.alerts.engine import GAP, Alerting
+from bridge.alerts.groups import Notice
+from bridge.alerts.sights import Sight
 from bridge.delivery import Route
 from bridge.errors import OutboxError
 from bridge.event import Event, order_key

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from bridge.alerts import Alert
 from bridge.catalogue import DATA, Catalogue, EventName, Wire
-from bridge.cover import covers
 from bridge.errors import Mistake
-from bridge.matcher import Matcher
-from bridge.names import NamePattern
-from bridge.operators import Check, Int64
 from bridge.pattern import Clause
+from bridge.pattern.operators import Check, Int64
 from bridge.rulefile import RuleFile
 from bridge.rules import OWN, Rule
+from bridge.rules.cover import covers
+from bridge.rules.matcher import Matcher
+from bridge.rules.names import NamePattern
 from bridge.yamltext import Path
 
 EVENT = "ttn.lorawan.v3.Event"

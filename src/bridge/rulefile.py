@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.alertfile import AlertReader
 from bridge.alerts import Alert
+from bridge.alerts.file import AlertReader
 from bridge.errors import ConfigError, Mistake
-from bridge.matcher import Matcher
-from bridge.matchfile import block, is_as_written
 from bridge.reading import Reading, did_you_mean
 from bridge.rules import LINTS, Example, Rule, Sample
+from bridge.rules.matcher import Matcher
+from bridge.rules.matchfile import block, is_as_written
 from bridge.yamltext import Document, Path
 from bridge.yamltext import parse as parse_yaml
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.alertschema import alert_schema, story_schema
+from bridge.alerts.schema import alert_schema, story_schema
 from bridge.config import Config
-from bridge.identity import HEX_BITS, IDENTIFIERS
-from bridge.matchfile import CONTENT
+from bridge.rules.identity import HEX_BITS, IDENTIFIERS
+from bridge.rules.matchfile import CONTENT
 
 Schema = dict[str, Any]
 

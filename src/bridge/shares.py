@@ -14,7 +14,8 @@ import anyio
 import msgspec
 import structlog
 
-from bridge.alertset import AlertSet
+from bridge.alerts.sights import AlertSet
+from bridge.alerts.silences import Silence
 from bridge.config import Config
 from bridge.errors import OutboxError, StartError
 from bridge.event import Entity
@@ -22,7 +23,6 @@ from bridge.ingest import Ingest
 from bridge.outbox import PauseState
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.roster import Dispatchers
-from bridge.silences import Silence
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.plan import shard
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from bridge.alerts import Alert
 from bridge.catalogue import Catalogue
 from bridge.render import ALERTS, Template
+from bridge.render.samples import Problem, problem
 from bridge.rules import Rule
-from bridge.samples import Problem, problem
 
 KEYS = ("text", "template", "topic")
 """The keys of sinks that hold a template of events."""

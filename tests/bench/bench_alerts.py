@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 
 import anyio
 
-from bridge.alert_parts import SECOND
-from bridge.alerting import Alerting
-from bridge.alertset import AlertSet
+from bridge.alerts.engine import Alerting
+from bridge.alerts.parts import SECOND
+from bridge.alerts.sights import AlertSet
 from bridge.event import Event, nanoseconds
 from bridge.outbox import Batch
 from bridge.outbox.sqlite import open_outbox, threads

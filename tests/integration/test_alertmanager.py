@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 from bridge.delivery import Delivered, Pause, Rejected, RetryLater
-from bridge.formats import Encoder
 from bridge.receiver import Receiver, Reply, receive
+from bridge.render.formats import Encoder
 from bridge.sinks.alertmanager import Alertmanager, AlertmanagerConfig, open_alertmanager
 from bridge.sinks.memory import Fleeting
 from tests.alertmanagers import alertmanager

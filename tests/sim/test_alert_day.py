@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from bridge.alert_groups import Notice
-from bridge.alert_parts import SECOND
-from bridge.alerting import Alerting
-from bridge.alertset import Sight
+from bridge.alerts.engine import Alerting
+from bridge.alerts.groups import Notice
+from bridge.alerts.parts import SECOND
+from bridge.alerts.sights import Sight
 from tests.alerting import START, alert_set, device, event, gateway
 
 pytestmark = pytest.mark.sim

@@ -17,9 +17,9 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
-from bridge.alert_parts import SECOND
-from bridge.alerting import Alerting, Unsettled
-from bridge.alertset import AlertSet
+from bridge.alerts.engine import Alerting, Unsettled
+from bridge.alerts.parts import SECOND
+from bridge.alerts.sights import AlertSet
 from bridge.event import Event
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics

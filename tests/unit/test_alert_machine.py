@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from bridge.alert_groups import Notice
+from bridge.alerts.groups import Notice
 from tests.alerting import Life, alert_set, device, event, gateway
 
 ALERTS = alert_set("""

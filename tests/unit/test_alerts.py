@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import decode
-from bridge.alert_parts import SECOND, extended
-from bridge.alerting import GAP
+from bridge.alerts.engine import GAP
+from bridge.alerts.parts import SECOND, extended
+from bridge.alerts.silences import Silence, matcher
 from bridge.event import Entity, Event, rfc3339
 from bridge.rules import upstream_names
-from bridge.silences import Silence, matcher
 from tests.alerting import START, Life, alert_set, device, event, gateway, play
 from tests.recordings import documents, json_bytes
 

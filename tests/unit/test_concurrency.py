@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.concurrency import Concurrency
 from bridge.delivery import Delivered, Failure, Outcome, Pause, Reason, Rejected, RetryLater
+from bridge.dispatch.concurrency import Concurrency
 
 OK = Delivered(200)
 SLOW = RetryLater(Failure("timeout", "no answer"))

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from bridge.errors import FrameError
-from bridge.explain import explain, read_events
 from bridge.rules import RuleSet
+from bridge.rules.explain import explain, read_events
 from tests.recordings import RECORDED, STREAMS, documents
 from tests.unit.test_rules import device, event, rules
 

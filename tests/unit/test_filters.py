@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import RenderError
-from bridge.filters import FILTERS
 from bridge.render import Template, slack_escape, topic_level
+from bridge.render.filters import FILTERS
 from tests.recordings import documents, json_bytes
 from tests.unit.test_render import METER, delivery
 

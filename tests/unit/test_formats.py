@@ -16,8 +16,8 @@ from bridge.decode import event as decoded
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.event import Event, Identifiers
-from bridge.formats import Encoder, Payload, common, fingerprint, is_json
 from bridge.render import Template
+from bridge.render.formats import Encoder, Payload, common, fingerprint, is_json
 from tests.notifications import member, notification
 from tests.recordings import STREAMS, documents, json_bytes
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bridge import decode
 from bridge.errors import RenderError
 from bridge.event import Event
-from bridge.formats_home_assistant import Report, Site, discovery, report, slug, state, words
+from bridge.render.home_assistant import Report, Site, discovery, report, slug, state, words
 from tests.recordings import STREAMS, documents, json_bytes
 
 SITE = Site("homeassistant", "bridge/home/status", "1.2.3")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge import decode
 from bridge.errors import FrameError, RenderError
 from bridge.event import Event
-from bridge.formats_tts import TOPICS, message
+from bridge.render.tts_v3 import TOPICS, message
 from tests.recordings import STREAMS, documents, json_bytes
 
 IDS = {"device_id": "meter-01", "application_ids": {"application_id": "plant-a"}}

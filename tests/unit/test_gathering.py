@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater
 from bridge.dispatch import Dispatcher
+from bridge.dispatch.gathering import Gathering, room
 from bridge.event import Event
-from bridge.gathering import Gathering, room
 from bridge.metrics import Metrics
 from bridge.outbox import DeadLetterFilter
 from bridge.sinks import BatchLimits

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from bridge.cover import covers
 from bridge.errors import ConfigError, Mistake
 from bridge.event import Event
 from bridge.lint import lint, unused_sinks
-from bridge.matcher import Subject
 from bridge.rulefile import parse
+from bridge.rules.cover import covers
+from bridge.rules.matcher import Subject
 from bridge.shared import catalogue
 from tests.unit.test_rules import blocks, compiled, subjects
 

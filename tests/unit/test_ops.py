@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.ops import known_host, refusal
-from bridge.parts import Access
+from bridge.ops.parts import Access
 
 TOKEN = Access(token="s3cret")
 OPEN = Access()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.leaves import Leaves
 from bridge.pattern import Clause, PatternError, compile
+from bridge.pattern.leaves import Leaves
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import ConfigError
-from bridge.matcher import Subject
 from bridge.rulefile import RuleFile, clashes, parse
+from bridge.rules.matcher import Subject
 from tests.unit.test_rules import device, event
 
 WHOLE = """rules:

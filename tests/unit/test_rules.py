@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from bridge import decode
 from bridge.event import Event
-from bridge.identity import identities
-from bridge.matcher import Matcher, Subject
-from bridge.names import MatchError, NamePattern
 from bridge.rulefile import parse, read
 from bridge.rules import Rule, RuleSet, Sample
+from bridge.rules.identity import identities
+from bridge.rules.matcher import Matcher, Subject
+from bridge.rules.names import MatchError, NamePattern
 from bridge.yamltext import Document
 
 

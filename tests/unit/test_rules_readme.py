@@ -9,15 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge import alertfile, alerttest, yamltext
+from bridge import yamltext
+from bridge.alerts import file as alertfile
+from bridge.alerts import test as alerttest
 from bridge.commands.test import recorded
 from bridge.errors import ConfigError
-from bridge.explain import event_of
-from bridge.matchfile import BLOCK_KEYS
-from bridge.operators import OPERATORS
+from bridge.pattern.operators import OPERATORS
 from bridge.rulefile import RULE_KEYS, as_written, read
 from bridge.rules import LINTS, Rule, RuleSet
-from bridge.ruletest import difference, run
+from bridge.rules.explain import event_of
+from bridge.rules.matchfile import BLOCK_KEYS
+from bridge.rules.test import difference, run
 from bridge.shared import catalogue
 from bridge.yamltext import Document
 

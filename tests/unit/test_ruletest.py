@@ -11,7 +11,7 @@ import typer
 from bridge.commands.test import named, recorded, run_tests
 from bridge.errors import ConfigError
 from bridge.rulefile import parse
-from bridge.ruletest import Result, difference, junit, run, summary
+from bridge.rules.test import Result, difference, junit, run, summary
 from tests.recordings import RECORDED, documents
 
 UPLINK = next(each["unique_id"] for each in documents("apps.sse") if each["name"] == "as.up.data.forward")

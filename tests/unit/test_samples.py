@@ -11,7 +11,7 @@ from bridge.decode import event as decoded
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.render import Template
-from bridge.samples import Open, Problem, problems, sample
+from bridge.render.samples import Open, Problem, problems, sample
 from bridge.shared import catalogue
 from tests.recordings import STREAMS, documents, json_bytes
 

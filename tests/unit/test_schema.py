@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from bridge.alertfile import COMMON, KINDS
+from bridge.alerts.file import COMMON, KINDS
 from bridge.schema import config_schema, duration_text, rules_schema
 from bridge.yamltext import parse
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bridge import alerttest
+from bridge.alerts import test as alerttest
 from bridge.commands.test import named, played_from, recorded
-from bridge.explain import read_events
 from bridge.lint import lint
 from bridge.rulefile import RuleFile, clashes
 from bridge.rules import RuleSet
-from bridge.ruletest import difference, run
+from bridge.rules.explain import read_events
+from bridge.rules.test import difference, run
 from bridge.shared import catalogue
 from tests.recordings import RECORDED, STREAMS
 

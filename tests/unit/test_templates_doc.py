@@ -9,9 +9,9 @@ import pytest
 
 from bridge.decode import event
 from bridge.delivery import Delivery
-from bridge.filters import FILTERS
 from bridge.render import ALERT_NAMES, NAMES, Template
-from bridge.sandbox import RANGE, STEPS, WIDEST
+from bridge.render.filters import FILTERS
+from bridge.render.sandbox import RANGE, STEPS, WIDEST
 
 TEXT = (Path(__file__).parents[2] / "rules" / "TEMPLATES.md").read_text()
 ROW = re.compile(r"^\| `(.*?)` \| `(.*)` \|$", re.MULTILINE)

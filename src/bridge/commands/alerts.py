@@ -6,7 +6,7 @@ import time
 
 import typer
 
-from bridge.alerting import Alerting, Current, as_object
+from bridge.alerts.engine import Alerting, Current, as_object
 from bridge.commands.terminal import ConfigOption, JsonOption, print_json, run_async, to_read
 from bridge.config import Config
 from bridge.control import opened_reader

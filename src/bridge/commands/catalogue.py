@@ -13,7 +13,7 @@ import typer
 from bridge.catalogue import EventName
 from bridge.commands.terminal import NOT_SO, JsonOption, NoConfigOption, fail, print_json, print_lines
 from bridge.errors import ConfigError, Mistake
-from bridge.names import MatchError, NamePattern
+from bridge.rules.names import MatchError, NamePattern
 
 ABOUT_APPLICATIONS = ("application.", "as.application.", "as.mqtt.", "as.pubsub.")
 """How the names begin whose events are about an application (pkg/applicationserver in v3.32)."""

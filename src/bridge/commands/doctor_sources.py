@@ -29,8 +29,8 @@ from bridge.doctor import reach as reached
 from bridge.doctor import rights as judged_rights
 from bridge.errors import SourceError, StartError
 from bridge.event import KINDS, Entity, Event, Kind
-from bridge.matcher import Matcher
 from bridge.rules import Rule
+from bridge.rules.matcher import Matcher
 from bridge.sources.api import Api, AuthInfo
 from bridge.sources.discovery import discover
 from bridge.sources.models import TtsSourceConfig

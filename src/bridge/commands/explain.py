@@ -13,9 +13,9 @@ import typer
 from bridge.commands.terminal import WRONG, ConfigOption, JsonOption, fail, loaded, print_json, print_lines
 from bridge.errors import FrameError
 from bridge.event import Event
-from bridge.explain import Verdict, read_events
-from bridge.explain import explain as judged
-from bridge.explained import as_object, deliveries
+from bridge.ops.explained import as_object, deliveries
+from bridge.rules.explain import Verdict, read_events
+from bridge.rules.explain import explain as judged
 from bridge.sinks.preview import Preview
 
 LONGEST = 2000  # characters of a body shown to a person

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from bridge import alerttest
-from bridge.alert_groups import Notice
-from bridge.alert_parts import SECOND
 from bridge.alerts import Alert
-from bridge.alertset import AlertSet
+from bridge.alerts import test as alerttest
+from bridge.alerts.groups import Notice
+from bridge.alerts.parts import SECOND
+from bridge.alerts.sights import AlertSet
 from bridge.commands.explain import events_in
 from bridge.commands.terminal import WRONG, ConfigOption, JsonOption, fail, loaded, print_json
 from bridge.commands.test import named

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from bridge.alerting import silence_row
+from bridge.alerts.engine import silence_row
+from bridge.alerts.silences import Silence, checked, matcher
 from bridge.commands.terminal import (
     NOT_SO,
     ConfigOption,
@@ -27,7 +28,6 @@ from bridge.control import admin_of, opened_reader, opened_store
 from bridge.errors import StartError
 from bridge.fields import seconds
 from bridge.outbox import Batch
-from bridge.silences import Silence, checked, matcher
 
 app = typer.Typer(help="Who is not told for a while.", no_args_is_help=True)
 

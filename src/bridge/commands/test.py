@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from bridge import alerttest, ruletest
 from bridge.alerts import Alert, Story
+from bridge.alerts import test as alerttest
 from bridge.commands.terminal import NOT_SO, ConfigOption, JsonOption, loaded, print_json, print_lines
 from bridge.config import read
 from bridge.errors import ConfigError, FrameError, Mistake
 from bridge.event import Event
-from bridge.explain import read_events
 from bridge.rulefile import RuleFile, parse
 from bridge.rules import Example, Rule
-from bridge.ruletest import Result, Tested
+from bridge.rules import test as ruletest
+from bridge.rules.explain import read_events
+from bridge.rules.test import Result, Tested
 from bridge.shared import catalogue
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from bridge.delivery import Delivery
 from bridge.event import nanoseconds, rfc3339
-from bridge.formats import alerts
+from bridge.render.formats import alerts
 
 SECOND = 1_000_000_000
 AHEAD = 240 * SECOND  # how long what fires is believed to fire: four times the interval, as Prometheus has it

@@ -20,10 +20,10 @@ from bridge.delivery import Delivered, Delivery, Failure, Outcome, Rejected
 from bridge.errors import RenderError
 from bridge.event import ApplicationIds, Event, Identifiers
 from bridge.fields import Duration, Section
-from bridge.filters import topic_level
-from bridge.formats import Encoder
-from bridge.formats_home_assistant import Site
 from bridge.render import Template
+from bridge.render.filters import topic_level
+from bridge.render.formats import Encoder
+from bridge.render.home_assistant import Site
 from bridge.sinks import mqtt_address, mqtt_formats
 from bridge.sinks.mqtt_availability import OFFLINE, ONLINE, availability, beside
 from bridge.sinks.mqtt_client import Settings

@@ -14,9 +14,9 @@ import msgspec
 
 from bridge.delivery import Delivery
 from bridge.event import Entity, Identifiers, Kind
-from bridge.formats import members, notified
 from bridge.own import identifier
 from bridge.render import Template
+from bridge.render.formats import members, notified
 from bridge.sinks.mqtt_formats import Availability, Compose, Envelope
 from bridge.sinks.mqtt_message import Message, properties, topic_name
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from bridge import formats_home_assistant as home_assistant
-from bridge import formats_tts as tts
 from bridge.delivery import Delivery
-from bridge.formats import JSON, Encoder, cloudevent_attributes
-from bridge.render import Template
+from bridge.render import Template, home_assistant
+from bridge.render import tts_v3 as tts
+from bridge.render.formats import JSON, Encoder, cloudevent_attributes
 from bridge.sinks.mqtt_message import Message, properties, topic_name
 
 REMEMBERED = 20_000  # discovery messages and states, to send again when Home Assistant starts; some 15 MB

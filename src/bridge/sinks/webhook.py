@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from bridge.delivery import Delivery, Failure, Outcome, Pause, Rejected
 from bridge.errors import RenderError
 from bridge.fields import Duration, Section, Size
-from bridge.formats import Encoder, Payload, is_json
 from bridge.render import Template
+from bridge.render.formats import Encoder, Payload, is_json
 from bridge.retry import http_outcome, retry_after
 from bridge.sinks import BatchLimits, guard, signing
 from bridge.sinks.batch import batch_id, by_halves, chunks, in_turn

@@ -1,0 +1,538 @@
+"""The alerts of the running bridge: their states in memory, and what follows from events and from time.
+
+No I/O, no clock, no randomness in this file: `ingest` calls it, and stores what `rows` says in the
+transaction of the events that caused it. Times are nanoseconds of the server's clock, as those of events.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from bridge.alerts import (
+    Alert,
+    Change,
+    Inhibitor,
+    Phase,
+    Track,
+    absent,
+    advance,
+    groups,
+    is_idle,
+    new_track,
+    next_due,
+    observe,
+    value_of,
+)
+from bridge.alerts.groups import Group, Member, Notice, Suppression
+from bridge.alerts.parts import SECOND, Blind
+from bridge.alerts.sights import AlertSet, Sight
+from bridge.alerts.silences import KEEP, Silence, silenced_until
+from bridge.alerts.state import State
+from bridge.event import KINDS, Entity, Event, nanoseconds, rfc3339
+
+Part: TypeAlias = Literal["track", "group", "silence", "blind"]
+Row: TypeAlias = tuple[str, str, str]
+"""Part, alert and key: what is stored of alerts is filed under it."""
+
+Unsettled: TypeAlias = Mapping[str, frozenset[Entity] | None]
+"""Sources that have not finished their replay, and for whom; None for everybody."""
+
+AHEAD = 60 * SECOND  # ns an event may be ahead of the server's clock; a later one counts as of now
+RECHECK = 30 * SECOND  # ns between looks at who is inhibited
+AT_ONCE = 10_000  # states moved by one tick, some 0.2 s, a notification counting five times: events go on
+SWEEP = 600 * SECOND  # ns between rounds of forgetting what counts no more
+BLIND_KEPT = 64  # stretches of each source
+GAP = "bridge.source.gap"
+
+
+class BlindSpot(msgspec.Struct, frozen=True):
+    """What a source missed for good; *entities* as `kind:id`, empty for everybody."""
+
+    began: int
+    ended: int
+    entities: frozenset[str] = frozenset()
+
+
+class _Gap(msgspec.Struct, frozen=True):
+    entities: tuple[str, ...] = ()
+    count: int = 0
+    since: str = msgspec.field(name="from", default="")
+    until: str = msgspec.field(name="to", default="")
+
+
+class _GapEvent(msgspec.Struct, frozen=True):
+    data: _Gap = _Gap()
+
+
+class Current(NamedTuple):
+    """One alert that is pending or firing; *since* in ns, *suppressed* says why nobody is told."""
+
+    alert: str
+    key: str
+    state: str
+    since: int
+    labels: Mapping[str, str]
+    suppressed: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What metrics show; moved here, read by whoever owns the metrics."""
+
+    phases: Counter[tuple[str, Phase]]
+    flaps: Counter[str]
+    late: Counter[str]
+
+
+class Alerting:
+    """*redact* is asked before anything of an event is kept; *overlap* in ns."""
+
+    def __init__(self, redact: Callable[[Event], Event] = lambda event: event) -> None:
+        self.redact = redact
+        self.alerts = AlertSet(())
+        self.silences: dict[str, Silence] = {}
+        self.tally = Tally(Counter(), Counter(), Counter())
+        self.now = 0
+        """The server's clock at the last tick."""
+        self._overlap = 10 * SECOND
+        self._upto = 0
+        self._tracks: dict[str, dict[str, Track]] = {}
+        self._groups: dict[str, dict[str, Group]] = {}
+        self._active: dict[str, set[str]] = {}
+        self._blind: dict[str, list[BlindSpot]] = {}
+        self._due: list[tuple[int, str, str]] = []
+        self._flushes: list[tuple[int, str, str]] = []
+        self._parked: list[tuple[str, str]] = []
+        self._unsettled: Unsettled = {}
+        self._dirty: dict[Row, None] = {}
+        self._swept = 0
+        self._leaving: dict[str, Alert | None] = {}
+        self._sources: dict[tuple[str, ...], tuple[str, ...]] = {}
+        """One tuple for all that have the same sources."""
+
+    # Config and store
+
+    def configure(self, alerts: AlertSet, overlap: int) -> None:
+        """From now on watch *alerts*. Others end with the next tick; states of another kind are dropped."""
+        self._overlap = overlap
+        gone = {*self._tracks, *self._groups} - set(alerts.by_name)
+        self._leaving |= {name: self.alerts.by_name.get(name) for name in gone - set(self._leaving)}
+        self.alerts = alerts
+        for alert in alerts.alerts:
+            tracks = self._tracks.setdefault(alert.name, {})
+            self._groups.setdefault(alert.name, {})
+            self._active.setdefault(alert.name, set())
+            if any(type(track.core) is not type(new_track(alert).core) for track in tracks.values()):
+                self._drop(alert.name)
+            for key, track in self._tracks.setdefault(alert.name, {}).items():
+                self._schedule(alert, key, track)
+            self._groups.setdefault(alert.name, {})
+            self._active.setdefault(alert.name, set())
+
+    def _leave(self) -> list[Notice]:
+        """Alerts that are in no file any more: what was told as firing is told as resolved."""
+        notices: list[Notice] = []
+        leaving, self._leaving = self._leaving, {}
+        for name, alert in leaving.items():
+            if name in self.alerts.by_name:
+                continue
+            if alert is not None:
+                notices += self._ended(alert)
+            self._drop(name)
+        return notices
+
+    def _ended(self, alert: Alert) -> list[Notice]:
+        notices: list[Notice] = []
+        for key, group in self._groups.get(alert.name, {}).items():
+            for each in list(group.members):
+                groups.resolved(alert, group, each, self.now, self.now)
+            notices += groups.flush(alert, key, group, self.now, self.now, lambda _: None)
+        return notices
+
+    def _drop(self, name: str) -> None:
+        for key, track in self._tracks.pop(name, {}).items():
+            self._dirty["track", name, key] = None
+            self.tally.phases[name, track.phase] -= 1
+        for key in self._groups.pop(name, {}):
+            self._dirty["group", name, key] = None
+        self._active.pop(name, None)
+
+    def load(self, rows: Iterable[tuple[str, str, str, bytes]]) -> None:
+        """What an earlier process stored, before `configure`: part, alert, key and JSON."""
+        for part, alert, key, state in rows:
+            match part:
+                case "track":
+                    track = _track.decode(state)
+                    track.scheduled = 0
+                    track.sources = self._sources.setdefault(track.sources, track.sources)
+                    self._tracks.setdefault(alert, {})[key] = track
+                    self._upto = max(self._upto, track.clock)
+                    self.tally.phases[alert, track.phase] += 1
+                    if track.phase != "inactive":
+                        self._active.setdefault(alert, set()).add(key)
+                case "group":
+                    group = _group.decode(state)
+                    group.scheduled = 0
+                    self._groups.setdefault(alert, {})[key] = group
+                    self._schedule_flush(alert, key, group)
+                case "silence":
+                    self.silences[key] = _silence.decode(state)
+                case "blind":
+                    self._blind[key] = _blind.decode(state)
+
+    def rows(self) -> dict[Row, bytes | None]:
+        """What has changed since the last call: JSON, or None for what is to be forgotten."""
+        found: dict[Row, bytes | None] = {}
+        for row in self._dirty:
+            state = self._state(row)
+            found[row] = None if state is None else msgspec.json.encode(state)
+        self._dirty.clear()
+        return found
+
+    def _state(self, row: Row) -> object:
+        part, alert, key = row
+        match part:
+            case "track":
+                return self._tracks.get(alert, {}).get(key)
+            case "group":
+                return self._groups.get(alert, {}).get(key)
+            case "silence":
+                return self.silences.get(key)
+            case _:
+                return self._blind.get(key)
+
+    # Events
+
+    def look(self, event: Event) -> list[Sight]:
+        """What alerts see of *event*; nothing has changed yet."""
+        return self.alerts.sights(event, self.redact)
+
+    def observe(self, source: str, sights: Iterable[Sight], now: int, *, only_known: bool = False) -> None:
+        """Note what came by *source*; *now* is the server's clock. *only_known*: nobody new is watched."""
+        for alert, key, seen in sights:
+            if self.alerts.by_name.get(alert.name) is not alert:
+                continue  # a reload came in between
+            tracks = self._tracks[alert.name]
+            track = tracks.get(key)
+            if track is None:
+                if seen.role == "gone" or only_known:
+                    continue
+                track = tracks[key] = new_track(alert)
+                self.tally.phases[alert.name, "inactive"] += 1
+            if source not in track.sources:
+                sources = (*track.sources, source)
+                track.sources = self._sources.setdefault(sources, sources)
+            is_sane = seen.time <= now + AHEAD
+            if not observe(track, seen if is_sane else msgspec.structs.replace(seen, time=now)):
+                self.tally.late[alert.name] += 1
+                continue
+            if not self._is_blocked(alert, key, track):
+                blind = self._blind_of(alert, key, track) if self._blind else ()
+                self._apply(alert, key, track, advance(alert, track, self._upto, self._overlap, blind))
+            self._schedule(alert, key, track)
+            self._dirty["track", alert.name, key] = None
+
+    def gap(self, source: str, event: Event) -> None:
+        """Events are missing for certain: what was waited for may have been among them."""
+        try:
+            told = msgspec.json.decode(event.body, type=_GapEvent).data
+            spot = BlindSpot(
+                nanoseconds(told.since),
+                nanoseconds(told.until),
+                frozenset(told.entities) if told.count <= len(told.entities) else frozenset(),
+            )
+        except (msgspec.DecodeError, ValueError):
+            return
+        known = [*self._blind.get(source, ()), spot]
+        self._blind[source] = sorted(known, key=lambda each: each.began)[-BLIND_KEPT:]
+        self._dirty["blind", "", source] = None
+
+    def _blind_of(self, alert: Alert, key: str, track: Track) -> Blind:
+        names = _names(alert, key)
+        return [
+            (spot.began, spot.ended)
+            for source in track.sources
+            for spot in self._blind.get(source, ())
+            if not spot.entities or not names or not names.isdisjoint(spot.entities)
+        ]
+
+    def _is_blocked(self, alert: Alert, key: str, track: Track) -> bool:
+        """Is a source that follows it still in its replay?"""
+        for source in track.sources:
+            entities = self._unsettled.get(source, frozenset())
+            if entities is None:
+                return True
+            if entities and _concerns(alert, key, entities):
+                return True
+        return False
+
+    # Time
+
+    def tick(self, now: int, unsettled: Unsettled) -> list[Notice]:
+        """What is to be told at *now*, the server's clock, in the order of its time."""
+        self.now = max(self.now, now)
+        if unsettled != self._unsettled:
+            self._unsettled = unsettled
+            parked, self._parked = self._parked, []
+            for name, key in parked:
+                self._reschedule(name, key)
+        self._upto = max(self._upto, self.now - self._overlap)
+        notices = self._leave()
+        left = AT_ONCE
+        while left > 0:
+            due = self._due[0][0] + self._overlap if self._due else None
+            flush = self._flushes[0][0] if self._flushes else None
+            if flush is not None and flush <= self.now and (due is None or flush < due):
+                told = self._flush(*heapq.heappop(self._flushes))
+                notices.extend(told)
+                left -= 1 + 5 * len(told)
+            elif due is not None and due <= self.now:
+                self._run(*heapq.heappop(self._due))
+                left -= 1
+            else:
+                break
+        if self.now - self._swept > SWEEP:
+            self._sweep()
+        return notices
+
+    def next_tick(self) -> int | None:
+        """When, by the server's clock, there is something to do; sources apart."""
+        due = [self._due[0][0] + self._overlap] if self._due else []
+        due += [self._flushes[0][0]] if self._flushes else []
+        return min(due, default=None)
+
+    def _run(self, due: int, name: str, key: str) -> None:
+        alert, track = self.alerts.by_name.get(name), self._tracks.get(name, {}).get(key)
+        if alert is None or track is None or track.scheduled != due:
+            return
+        track.scheduled = 0
+        if self._is_blocked(alert, key, track):
+            self._parked.append((name, key))
+            return
+        blind = self._blind_of(alert, key, track) if self._blind else ()
+        changes = advance(alert, track, due, self._overlap, blind)
+        if changes:
+            self._dirty["track", name, key] = None
+            self._apply(alert, key, track, changes)
+        if track.is_gone and is_idle(alert, track, due):
+            self._forget(name, key)
+        else:
+            self._schedule(alert, key, track, after=due)
+
+    def _reschedule(self, name: str, key: str) -> None:
+        alert, track = self.alerts.by_name.get(name), self._tracks.get(name, {}).get(key)
+        if alert is not None and track is not None:
+            self._schedule(alert, key, track)
+
+    def _schedule(self, alert: Alert, key: str, track: Track, after: int = -1) -> None:
+        """One entry of the heap stands for a track; it may ring too early, never too late."""
+        due = next_due(alert, track, self._overlap, self._blind_of(alert, key, track) if self._blind else ())
+        if due is None:
+            return
+        due = max(due, after + 1)
+        if not track.scheduled or due < track.scheduled:
+            track.scheduled = due
+            heapq.heappush(self._due, (due, alert.name, key))
+
+    def _forget(self, name: str, key: str) -> None:
+        track = self._tracks[name].pop(key)
+        self.tally.phases[name, track.phase] -= 1
+        self._dirty["track", name, key] = None
+
+    def _sweep(self) -> None:
+        self._swept = self.now
+        for alert in self.alerts.alerts:
+            if alert.kind == "threshold":
+                idle = [
+                    key
+                    for key, each in self._tracks[alert.name].items()
+                    if is_idle(alert, each, self._upto) and not self._is_blocked(alert, key, each)
+                ]
+                for key in idle:
+                    self._forget(alert.name, key)
+        for each in [each for each in self.silences.values() if each.ends + KEEP < self.now / SECOND]:
+            del self.silences[each.id]
+            self._dirty["silence", "", each.id] = None
+
+    # Changes
+
+    def _apply(self, alert: Alert, key: str, track: Track, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self.tally.phases[alert.name, change.was] -= 1
+            self.tally.phases[alert.name, change.phase] += 1
+            self._count(alert, change)
+            known = change.at + self._overlap
+            if change.phase == "firing":
+                name = groups.group_key(alert, key)
+                group = self._groups[alert.name].setdefault(name, Group(track.since))
+                member = Member(
+                    track.since, causes=list(track.causes), data=track.data, value=value_of(alert, track)
+                )
+                groups.fired(alert, group, key, member, known)
+                self._touch(alert.name, name, group)
+            elif change.was == "firing":
+                self._resolve(alert, key, change.at, known)
+            if change.phase == "inactive":
+                self._active[alert.name].discard(key)
+            else:
+                self._active[alert.name].add(key)
+
+    def _count(self, alert: Alert, change: Change) -> None:
+        if isinstance(alert.spec, State) and change.was == "pending" and change.phase == "inactive":
+            self.tally.flaps[alert.by] += 1
+
+    def _resolve(self, alert: Alert, key: str, ends: int, at: int) -> None:
+        name = groups.group_key(alert, key)
+        group = self._groups[alert.name].get(name)
+        if group is not None:
+            groups.resolved(alert, group, key, ends, at)
+            self._touch(alert.name, name, group)
+
+    def _touch(self, name: str, key: str, group: Group) -> None:
+        """*group* has changed; an empty one is over."""
+        self._dirty["group", name, key] = None
+        if group.members:
+            self._schedule_flush(name, key, group)
+        else:
+            del self._groups[name][key]
+
+    def _schedule_flush(self, name: str, key: str, group: Group) -> None:
+        if group.flush is not None and (not group.scheduled or group.flush < group.scheduled):
+            group.scheduled = group.flush
+            heapq.heappush(self._flushes, (group.flush, name, key))
+
+    def _flush(self, due: int, name: str, key: str) -> list[Notice]:
+        alert, group = self.alerts.by_name.get(name), self._groups.get(name, {}).get(key)
+        if alert is None or group is None or group.scheduled != due:
+            return []
+        group.scheduled = 0
+        notices = groups.flush(alert, key, group, due, self.now, lambda each: self._suppressed(alert, each))
+        self._touch(name, key, group)
+        return notices
+
+    # Who is not told
+
+    def _suppressed(self, alert: Alert, key: str) -> Suppression | None:
+        until = silenced_until(self.silences.values(), alert.labels_of(key), self.now / SECOND)
+        if until is not None:
+            return Suppression("silenced", int(until * SECOND))
+        for inhibitor in alert.inhibitors:
+            again = self._inhibited_until(alert, key, inhibitor)
+            if again is not None:
+                return Suppression("inhibited", again)
+        return None
+
+    def _inhibited_until(self, alert: Alert, key: str, inhibitor: Inhibitor) -> int | None:
+        """When to look again; None if *inhibitor* does not keep *key* back."""
+        source = self.alerts.by_name.get(inhibitor.alert)
+        if source is None:
+            return None
+        if inhibitor.last_heard_by:
+            return self._unheard_until(alert, key, inhibitor.alert)
+        labels = alert.labels_of(key)
+        for other in self._active[source.name]:
+            theirs = source.labels_of(other)
+            if all(labels.get(each, "") == theirs.get(each, "") for each in inhibitor.equal):
+                return self.now + RECHECK
+        return None
+
+    def _unheard_until(self, alert: Alert, key: str, inhibitor: str) -> int | None:
+        """While all gateways that heard it last are down, and after that as long as it may be silent."""
+        track = self._tracks[alert.name].get(key)
+        if track is None or not track.heard:
+            return None
+        again = self.now + RECHECK
+        for gateway in track.heard:
+            theirs = self._tracks[inhibitor].get(gateway)
+            if theirs is None:
+                return None
+            if theirs.phase == "inactive":
+                grace = theirs.changed + _patience(alert, track) + self._overlap
+                if theirs.changed <= track.seen or self.now >= grace:
+                    return None
+                again = min(again, grace)
+        return again
+
+    def silence(self, silence: Silence) -> None:
+        """Add *silence*, or put it in the place of the one with its id; it is stored already.
+
+        Who was silenced until now is looked at anew.
+        """
+        self.silences[silence.id] = silence
+        for name, waiting in self._groups.items():
+            for key, group in waiting.items():
+                if group.held:
+                    group.flush = self.now
+                    self._schedule_flush(name, key, group)
+
+    def silent(self) -> Counter[str]:
+        """How many are missed, by what their alert goes by."""
+        found: Counter[str] = Counter()
+        for alert in self.alerts.alerts:
+            if alert.kind == "absent":
+                found[alert.by] += self.tally.phases[alert.name, "firing"]
+        return found
+
+    def current(self) -> list[Current]:
+        """All that is pending or firing, with why nobody is told of it."""
+        found: list[Current] = []
+        for alert in self.alerts.alerts:
+            for key in sorted(self._active[alert.name]):
+                track = self._tracks[alert.name][key]
+                held = self._suppressed(alert, key)
+                labels = alert.labels_of(key)
+                reason = held.reason if held else ""
+                found.append(Current(alert.name, key, track.phase, track.since, labels, reason))
+        return found
+
+
+def as_object(each: Current) -> dict[str, object]:
+    """*each* as `/api/alerts` and `alerts list --json` show it."""
+    return {**each._asdict(), "since": rfc3339(each.since), "labels": dict(each.labels)}
+
+
+def silence_row(silence: Silence) -> dict[Row, bytes]:
+    """What is stored of *silence*."""
+    return {("silence", "", silence.id): msgspec.json.encode(silence)}
+
+
+def _names(alert: Alert, key: str) -> frozenset[str]:
+    """The identifiers of gap events that concern *key*; empty if it is no entity."""
+    if alert.by not in KINDS:
+        return frozenset()
+    names = {f"{alert.by}:{key}"}
+    if alert.by == "device":
+        names.add(f"application:{key.partition('/')[0]}")
+    return frozenset(names)
+
+
+def _concerns(alert: Alert, key: str, entities: frozenset[Entity]) -> bool:
+    if alert.by == "device":
+        return Entity("device", key) in entities or Entity("application", key.partition("/")[0]) in entities
+    if alert.by == "application":
+        start = f"{key}/"
+        return Entity("application", key) in entities or any(
+            each.kind == "device" and each.id.startswith(start) for each in entities
+        )
+    if alert.by in KINDS:
+        return Entity(alert.by, key) in entities
+    return True
+
+
+def _patience(alert: Alert, track: Track) -> int:
+    """How long it may be silent before it is missed, ns."""
+    if isinstance(alert.spec, absent.Absent) and isinstance(track.core, absent.Core):
+        return absent.span(alert.spec, track.core) or 0
+    return alert.hold
+
+
+_track = msgspec.json.Decoder(Track)
+_group = msgspec.json.Decoder(Group)
+_silence = msgspec.json.Decoder(Silence)
+_blind = msgspec.json.Decoder(list[BlindSpot])

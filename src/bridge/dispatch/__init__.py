@@ -1,0 +1,329 @@
+"""From disk to the receivers: one dispatcher a sink, so that none can hurt another (DESIGN.md §1.5).
+
+A slot is held from taking a delivery, or a batch, until its settlement is on disk. So a crash repeats at
+most `max_in_flight` deliveries (or batches) of a sink, and while settling fails nothing new is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import anyio
+import structlog
+
+from bridge.clock import monotonic
+from bridge.delivery import (
+    Dead,
+    Delivered,
+    Delivery,
+    Failure,
+    Later,
+    Outcome,
+    Pause,
+    RetryLater,
+    Settlement,
+)
+from bridge.dispatch.concurrency import Concurrency
+from bridge.dispatch.gathering import Gathering, limits_of, room
+from bridge.dispatch.pausing import Pausing
+from bridge.dispatch.settling import STORE_RETRY, Settling
+from bridge.errors import OutboxError
+from bridge.event import entities
+from bridge.metrics import Metrics, exemplar
+from bridge.outbox import Outbox, PauseState
+from bridge.report import Tell, is_own, silent
+from bridge.retry import PROBE_MAX, RetryPolicy, verdict
+from bridge.sinks import BatchSink, Sink
+from bridge.tracing import Trace, untraced
+
+log = structlog.get_logger()
+
+CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
+RECHECK = 30.0  # seconds after which the store is asked anyway: the wall clock may have jumped
+FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have confirmed
+
+
+class Dispatcher:
+    """Delivers what waits for one sink.
+
+    *now* is unix seconds; *chance* is uniform in [0, 1); *tell* takes own events, *trace* every attempt.
+    *adaptive* asks a sink that cannot keep up for less at once than its `max_in_flight`.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        outbox: Outbox,
+        policy: RetryPolicy,
+        metrics: Metrics,
+        *,
+        now: Callable[[], float],
+        chance: Callable[[], float],
+        tell: Tell = silent,
+        adaptive: bool = False,
+        trace: Trace = untraced,
+    ) -> None:
+        self.sink = sink
+        self._outbox = outbox
+        self._policy = policy
+        self._metrics = metrics
+        self._now = now
+        self._chance = chance
+        self._tell = tell
+        self._trace = trace
+        self._pausing = Pausing(sink.name, outbox, policy, metrics, chance=chance, tell=tell)
+        self._settling = Settling(sink.name, outbox)
+        self._concurrency = Concurrency(sink.max_in_flight)
+        self._clock: Callable[[], float] = anyio.current_time
+        self._held_back = 0
+        self._adaptive = adaptive
+        self._running = 0
+        self._freed = anyio.Event()
+        self._prefetch = room(sink)
+        self._taken: set[int] = set()
+        self._more = True
+        """The store may hold something that is due and not taken."""
+        self._next_due = math.inf
+        self._unreadable = False
+        self._last_failure: float | None = None
+        self._last_dead = -math.inf
+        self._stopping = False
+        self._wake = anyio.Event()
+        self._latency = metrics.delivery_latency.labels(sink.name)
+        self._end_to_end = metrics.end_to_end_latency.labels(sink.name)
+
+    @property
+    def pause(self) -> PauseState | None:
+        return self._pausing.state
+
+    def wake(self) -> None:
+        """There may be something new to do."""
+        self._more = True
+        self._wake.set()
+
+    def learn(self, pause: PauseState | None) -> None:
+        """Another replica has paused the sink, or ended its pause."""
+        self._pausing.learn(pause, self._now())
+        self.wake()
+
+    def stop(self) -> None:
+        """Begin nothing new; `run` ends when what is in flight has ended."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until `stop`."""
+        self._clock = monotonic()
+        await self._restore_pause()
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._settling.run)
+            try:
+                await self._deliver()
+            finally:
+                self._settling.close(FLUSH)
+
+    async def _deliver(self) -> None:
+        gathering = Gathering(limits_of(self.sink))
+        async with anyio.create_task_group() as slots:
+            for _ in range(self.sink.max_in_flight):
+                slots.start_soon(self._slot, gathering)
+            await self._feed(gathering)
+            gathering.close()
+
+    async def _restore_pause(self) -> None:
+        """Waits for the store if it has to."""
+        while not self._stopping:
+            try:
+                await self._pausing.restore(self._now())
+                return
+            except OutboxError as error:
+                self._unread(error)
+                await self._sleep(STORE_RETRY)
+
+    async def _feed(self, gathering: Gathering) -> None:
+        """Keep *gathering* filled from the outbox; while the sink is paused, probe it instead."""
+        while not self._stopping:
+            self._wake = anyio.Event()
+            if self.pause:
+                await self._sit_out(self.pause)
+            elif self._settling.failing:
+                await self._sleep(STORE_RETRY)
+            elif not self._is_due():
+                await self._sleep_until_due()
+            elif not self._has_room():
+                await self._sleep(None)
+            else:
+                gathering.put(await self._fetch(self._prefetch - len(self._taken)))
+
+    def _has_room(self) -> bool:
+        return len(self._taken) <= self._prefetch // 2
+
+    def _is_due(self) -> bool:
+        return self._more or self._next_due <= self._now()
+
+    async def _fetch(self, limit: int) -> tuple[Delivery, ...]:
+        """Deliveries due now, marked as taken."""
+        now = self._now()
+        self._more, self._next_due = False, math.inf
+        try:
+            due = await self._outbox.due(
+                self.sink.name, now=now, horizon=self._policy.max, limit=limit, taken=self._taken
+            )
+        except OutboxError as error:
+            self._unread(error)
+            self._next_due = now + STORE_RETRY
+            return ()
+        if self._unreadable:
+            self._unreadable = False
+            log.info("deliveries can be read again", sink=self.sink.name)
+        self._taken.update(delivery.row for delivery in due.deliveries)
+        self._more |= len(due.deliveries) == limit
+        if due.next_due is not None:
+            self._next_due = min(self._next_due, due.next_due)
+        return due.deliveries
+
+    def _unread(self, error: OutboxError) -> None:
+        if not self._unreadable:
+            log.error("deliveries cannot be read", sink=self.sink.name, error=str(error))
+        self._unreadable = True
+
+    async def _sleep(self, seconds: float | None) -> bool:
+        """Until `wake`, or for *seconds*; at least long enough not to spin on a clock that stands still.
+
+        Says whether the time ran out.
+        """
+        with anyio.move_on_after(None if seconds is None else max(0.001, seconds)) as scope:
+            await self._wake.wait()
+        return scope.cancelled_caught
+
+    async def _sleep_until_due(self) -> None:
+        if await self._sleep(min(RECHECK, self._next_due - self._now())):
+            self._more = True
+
+    async def _slot(self, gathering: Gathering) -> None:
+        while deliveries := await gathering.take():
+            while self._running >= self._concurrency.limit:
+                self._held_back += 1
+                await self._freed.wait()
+                self._held_back -= 1
+            self._running += 1
+            try:
+                await self._attempt_unless_held(deliveries)
+            finally:
+                self._running -= 1
+                if self._held_back:
+                    self._freed.set()
+                    self._freed = anyio.Event()
+            self._release(deliveries)
+
+    async def _attempt_unless_held(self, deliveries: Sequence[Delivery]) -> None:
+        if self._stopping or self.pause or self._settling.failing:
+            self._more = True
+        else:
+            await self._attempt(deliveries)
+
+    def _release(self, deliveries: Sequence[Delivery]) -> None:
+        self._taken.difference_update(delivery.row for delivery in deliveries)
+        if self._is_due() and self._has_room():
+            self._wake.set()
+
+    async def _sit_out(self, pause: PauseState) -> None:
+        """Wait for the end of *pause*, then try the sink with one delivery."""
+        left = min(pause.until - self._now(), max(self._policy.max, PROBE_MAX))
+        if left > 0:
+            await self._sleep(min(left, RECHECK))
+        elif not self._is_due():
+            await self._sleep_until_due()
+        else:
+            probes = await self._fetch(1)
+            if probes:
+                await self._attempt(probes, probe=True)
+                self._release(probes)
+
+    async def _attempt(self, deliveries: Sequence[Delivery], *, probe: bool = False) -> None:
+        """One attempt at each of *deliveries*, settled on disk before this returns."""
+        started, clock = self._now(), self._clock()
+        outcomes = await self._send(deliveries)
+        ended, now = self._clock(), self._now()
+        paused = self._pausing.seconds(now)
+        settlements = [
+            Settlement(
+                delivery,
+                started,
+                ended - clock,
+                outcome,
+                verdict(outcome, delivery, self._policy, now=now, paused=paused, chance=self._chance()),
+            )
+            for delivery, outcome in zip(deliveries, outcomes, strict=True)
+        ]
+        pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
+        if pause:
+            await self._pausing.begin(pause, now, probe=probe)
+        if self._adaptive:
+            self._concurrency.ended(outcomes, started=clock, now=ended)
+        await self._settling.store(settlements)
+        for each in settlements:
+            if isinstance(each.verdict, Later):
+                self._next_due = min(self._next_due, each.verdict.due)
+                self._wake.set()
+            elif each.delivery.order_key is not None:
+                self._more = True
+            self._observe(each, now)
+        if probe and not pause:
+            await self._pausing.end(now)
+            self._wake.set()
+
+    async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        try:
+            if len(deliveries) == 1 or not isinstance(self.sink, BatchSink):
+                return [await self.sink.send(delivery) for delivery in deliveries]
+            outcomes = await self.sink.send_batch(deliveries)
+            if len(outcomes) != len(deliveries):
+                raise ValueError("not one outcome for each delivery")
+            return outcomes
+        except Exception as bug:
+            log.exception("bug in a sink", sink=self.sink.name, delivery=deliveries[0].id)
+            return [RetryLater(Failure("other", f"bug: {type(bug).__name__}"))] * len(deliveries)
+
+    def _observe(self, settled: Settlement, now: float) -> None:
+        name, delivery = self.sink.name, settled.delivery
+        outcome, decided = settled.outcome, settled.verdict
+        self._trace(settled, now)
+        example = exemplar(delivery.event.unique_id)
+        self._latency.observe(settled.duration, example)
+        if not isinstance(decided, Later):
+            self._metrics.notified(delivery.rule, name, "dead" if isinstance(decided, Dead) else "delivered")
+        if isinstance(outcome, Delivered):
+            self._end_to_end.observe(max(0.0, now - delivery.received), example)
+            if self._last_failure is not None and now - self._last_failure > CALM:
+                self._last_failure = None
+                log.info("deliveries succeed again", sink=name)
+            return
+        failure = outcome.failure
+        self._metrics.delivery_failures.labels(name, failure.reason).inc()
+        if isinstance(decided, Dead):
+            tell = log.warning if now - self._last_dead > CALM else log.debug
+            tell("dead letter", sink=name, delivery=delivery.id, reason=decided.reason, error=failure.error)
+            self._last_dead = now
+            self._tell_dead(delivery, decided, failure)
+        elif isinstance(outcome, RetryLater) and isinstance(decided, Later):
+            if self._last_failure is None:
+                log.warning("deliveries fail", sink=name, reason=failure.reason, error=failure.error)
+            self._last_failure = now
+
+    def _tell_dead(self, delivery: Delivery, decided: Dead, failure: Failure) -> None:
+        """Not of own events: one that cannot be delivered would make the next."""
+        if is_own(delivery.event):
+            return
+        name = self.sink.name
+        data = {
+            "sink": name,
+            "rule": delivery.rule,
+            "reason": decided.reason,
+            "error": failure.error,
+            "delivery": delivery.id,
+            "event": delivery.event.name,
+            "event_id": delivery.event.unique_id,
+        }
+        self._tell("bridge.dead_letter", f"{name} {decided.reason}", data, entities(delivery.event))
