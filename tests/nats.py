@@ -155,10 +155,12 @@ class Cable:
         self._to = to
 
     async def pass_on(self, near: SocketStream) -> None:
-        far = await anyio.connect_tcp(HOST, self._to)
-        async with near, far, anyio.create_task_group() as both:
-            both.start_soon(self._pump, near, far, both)
-            both.start_soon(self._pump, far, near, both)
+        async with near:
+            with suppress(OSError):
+                far = await anyio.connect_tcp(HOST, self._to)
+                async with far, anyio.create_task_group() as both:
+                    both.start_soon(self._pump, near, far, both)
+                    both.start_soon(self._pump, far, near, both)
 
     async def _pump(self, source: SocketStream, into: SocketStream, both: TaskGroup) -> None:
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -171,9 +173,9 @@ class Cable:
 
 
 @asynccontextmanager
-async def cable(to: int) -> AsyncIterator[Cable]:
-    """One to the port *to*."""
-    listener = await anyio.create_tcp_listener(local_host=HOST)
+async def cable(to: int, host: str = HOST) -> AsyncIterator[Cable]:
+    """One from a port of *host* to the port *to* of this machine."""
+    listener = await anyio.create_tcp_listener(local_host=host)
     found = Cable(listener.extra(SocketAttribute.local_port), to)
     async with listener, anyio.create_task_group() as connections:
         connections.start_soon(listener.serve, found.pass_on)

@@ -67,12 +67,13 @@ def start(
     log: str = "bridge.log",
     env: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
+    prefix: Sequence[str] = (),
 ) -> Bridge:
-    """`bridge run` on *folder*/bridge.yaml; `announced` waits until it is up."""
+    """`bridge run` on *folder*/bridge.yaml; `announced` waits until it is up. *prefix* comes before it."""
     path = folder / log
     with path.open("ab") as stream:
         process = subprocess.Popen(
-            [*COMMAND, "run", "-c", str(folder / "bridge.yaml"), *arguments],
+            [*prefix, *COMMAND, "run", "-c", str(folder / "bridge.yaml"), *arguments],
             cwd=folder,
             env=environment(**(env or {})),
             stdin=subprocess.DEVNULL,

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
 RECHECK = 30.0  # seconds after which the store is asked anyway: the wall clock may have jumped
+PROBED_BY_OTHERS = 1.0  # seconds between two looks whether the replica that probes a sink is still there
 FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have confirmed
 
 
@@ -221,7 +222,10 @@ class Dispatcher:
         if self._stopping or self.pause or self._settling.failing:
             self._more = True
         else:
-            await self._attempt(deliveries)
+            mine = [each for each in deliveries if self._outbox.holds(each)]
+            self._more |= len(mine) < len(deliveries)
+            if mine:
+                await self._attempt(mine)
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         self._taken.difference_update(delivery.row for delivery in deliveries)
@@ -238,8 +242,21 @@ class Dispatcher:
         else:
             probes = await self._fetch(1)
             if probes:
-                await self._attempt(probes, probe=True)
+                if await self._may_probe(pause):
+                    await self._attempt(probes, probe=True)
                 self._release(probes)
+
+    async def _may_probe(self, pause: PauseState) -> bool:
+        """If not, another replica tries the sink and tells what came of it, unless it dies meanwhile."""
+        try:
+            if await self._outbox.may_probe(self.sink.name, pause):
+                return True
+        except OutboxError as error:
+            self._unread(error)
+        self._more = True
+        if self.pause == pause:
+            await self._sleep(PROBED_BY_OTHERS)
+        return False
 
     async def _attempt(self, deliveries: Sequence[Delivery], *, probe: bool = False) -> None:
         """One attempt at each of *deliveries*, settled on disk before this returns."""

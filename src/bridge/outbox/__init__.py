@@ -256,6 +256,10 @@ class Outbox(Protocol):
         """
         ...
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Is *delivery*, which `due` has given, still this process's to send? Asked right before."""
+        ...
+
     async def cursors(self, source: str) -> dict[str, int]:
         """Identifier to ns of server time."""
         ...
@@ -278,6 +282,10 @@ class Outbox(Protocol):
 
     async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
         """Begin, renew or (None) end the pause of *sink*; ending it adds to its paused seconds."""
+        ...
+
+    async def may_probe(self, sink: str, pause: PauseState) -> bool:
+        """Is it this process that tries a paused sink whose time has come? Of several one does."""
         ...
 
     async def paused_seconds(self, sink: str, now: float) -> float:

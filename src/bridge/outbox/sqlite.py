@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from bridge.delivery import Settlement
+from bridge.delivery import Delivery, Settlement
 from bridge.errors import OutboxError, StartError
 from bridge.outbox import (
     Accepted,
@@ -314,6 +314,13 @@ class SqliteOutbox(SqliteReader):
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         await self._writer.write(lambda tx: tx.settlements.extend(settlements))
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Always: one process owns the file."""
+        return True
+
+    async def may_probe(self, sink: str, pause: PauseState) -> bool:
+        return True
 
     async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None:
         await self._writer.write(lambda tx: transactions.keep(tx.db, sink, rows))

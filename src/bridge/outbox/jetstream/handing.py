@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 
-from bridge.delivery import Dead, Delivered, Done, Later, Settlement
+from bridge.delivery import Dead, Delivered, Delivery, Done, Later, Settlement
 from bridge.errors import OutboxError
 from bridge.outbox import Due
 from bridge.outbox.jetstream.desk import Desk, together
@@ -21,6 +21,7 @@ from bridge.outbox.transactions import ATTEMPT_RESPONSE, failure_of, outcome_wor
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
+IN_PROGRESS = b"+WPI"
 PULLED = 2000  # deliveries looked through in one call for some that are due
 LOOK_AGAIN = 0.5  # seconds between two looks at whose turn it is, where another replica has it
 
@@ -137,15 +138,24 @@ class Handing:
         delay = msgspec.json.encode({"delay": max(0, int(seconds * 1e9))})
         await self._desk.link.client.publish(held.reply, b"-NAK " + delay)
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Not where this process was stopped, or cut off, for so long that another may have it."""
+        shelf = self._desk.shelf(delivery.sink)
+        held = shelf.held.get(delivery.row)
+        return held is not None and not shelf.is_doubtful(held, monotonic())
+
     async def keep_alive(self) -> None:
-        """A sign of life for all that is held."""
-        link = self._desk.link
-        for shelf in self._desk.shelves.values():
-            for each in shelf:
-                if not link.is_connected:
-                    return
-                await link.client.publish(each.reply, b"+WPI")
-                each.alive = monotonic()
+        """A sign of life for all that is surely held; it counts once the server has answered."""
+        at, link = monotonic(), self._desk.link
+        shelves = self._desk.shelves.values()
+        held = [each for shelf in shelves for each in shelf if not shelf.is_doubtful(each, at)]
+        if not held or not link.is_connected:
+            return
+        for each in held[:-1]:
+            await link.client.publish(each.reply, IN_PROGRESS)
+        await link.ask(held[-1].reply, IN_PROGRESS)
+        for each in held:
+            each.alive = at
 
     async def close(self) -> None:
         """Give everything back at once."""

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 import structlog
 
-from bridge.delivery import Settlement
+from bridge.delivery import Delivery, Settlement
 from bridge.errors import OutboxError, StartError
 from bridge.outbox import (
     Accepted,
@@ -280,6 +280,9 @@ class JetStreamOutbox:
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         await self._handing.settle(settlements)
 
+    def holds(self, delivery: Delivery) -> bool:
+        return self._handing.holds(delivery)
+
     async def cursors(self, source: str) -> dict[str, int]:
         found = await self.bucket.all(f"cursors.{token(source)}")
         read = [msgspec.json.decode(entry.value, type=Cursor) for entry in found]
@@ -321,6 +324,14 @@ class JetStreamOutbox:
     async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
         self._desk.check()
         await pauses.set_pause(self.bucket, sink, pause, now)
+
+    async def may_probe(self, sink: str, pause: PauseState) -> bool:
+        """False also where the pause is another one by now; it is learned here, if no message told it."""
+        current = (await self.pauses()).get(sink)
+        if current != pause:
+            self.paused(sink, current)
+            return False
+        return await pauses.claim_probe(self.bucket, sink, pause, self.name, self.replicas.lives)
 
     async def paused_seconds(self, sink: str, now: float) -> float:
         return await pauses.paused_seconds(self.bucket, sink, now)

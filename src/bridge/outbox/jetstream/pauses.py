@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -48,6 +49,31 @@ async def set_pause(bucket: Bucket, sink: str, pause: PauseState | None, now: fl
         return Paused(sink, before.before + max(0.0, now - before.since))
 
     await bucket.update(key(sink), Paused, change)
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Who makes probe number *number* (from 0) of the pause that began at *since*."""
+
+    since: float
+    number: int
+    by: str
+
+
+async def claim_probe(
+    bucket: Bucket, sink: str, pause: PauseState, me: str, lives: Callable[[str], Awaitable[bool]]
+) -> bool:
+    """Is the next probe of *pause* this replica's? The first that asks has it, while it *lives*."""
+    place = f"probes.{sink_token(sink)}"
+    entry = await bucket.get(place)
+    mine = Probe(pause.since, pause.probes, me)
+    if entry is not None:
+        found = msgspec.json.decode(entry.value, type=Probe)
+        if found == mine:
+            return True
+        if (found.since, found.number) == (mine.since, mine.number) and await lives(found.by):
+            return False
+    value, revision = msgspec.json.encode(mine), entry.revision if entry else 0
+    return await bucket.put(place, value, revision) is not None
 
 
 async def paused_seconds(bucket: Bucket, sink: str, now: float) -> float:

@@ -132,6 +132,12 @@ class Replicas:
             name: page.counter() for name, page in (await pages(desk.bucket)).items() if name != desk.me
         }
 
+    async def lives(self, name: str) -> bool:
+        """By the last look, or else by one now: it may be new."""
+        if name not in self.alive:
+            await self.beat()
+        return name in self.alive
+
     def _name(self, entry: Entry) -> str:
         return entry.key.removeprefix("replicas.")
 
