@@ -17,10 +17,8 @@ import msgspec
 from bridge.alerts import (
     Alert,
     Change,
-    Inhibitor,
     Phase,
     Track,
-    absent,
     advance,
     groups,
     is_idle,
@@ -29,45 +27,25 @@ from bridge.alerts import (
     observe,
     value_of,
 )
+from bridge.alerts.blind import GAP, BlindSpot, blind_of, blind_spot, kept
 from bridge.alerts.groups import Group, Member, Notice, Suppression
 from bridge.alerts.parts import SECOND, Blind
+from bridge.alerts.settling import Unsettled, is_behind
 from bridge.alerts.sights import AlertSet, Sight
-from bridge.alerts.silences import KEEP, Silence, silenced_until
+from bridge.alerts.silences import KEEP, Silence
 from bridge.alerts.state import State
-from bridge.event import KINDS, Entity, Event, nanoseconds, rfc3339
+from bridge.alerts.suppression import View, suppressed
+from bridge.event import Event, rfc3339
+
+__all__ = ["GAP", "Alerting", "Current", "Part", "Row", "Tally", "Unsettled", "as_object", "silence_row"]
 
 Part: TypeAlias = Literal["track", "group", "silence", "blind"]
 Row: TypeAlias = tuple[str, str, str]
 """Part, alert and key: what is stored of alerts is filed under it."""
 
-Unsettled: TypeAlias = Mapping[str, frozenset[Entity] | None]
-"""Sources that have not finished their replay, and for whom; None for everybody."""
-
 AHEAD = 60 * SECOND  # ns an event may be ahead of the server's clock; a later one counts as of now
-RECHECK = 30 * SECOND  # ns between looks at who is inhibited
 AT_ONCE = 10_000  # states moved by one tick, some 0.2 s, a notification counting five times: events go on
 SWEEP = 600 * SECOND  # ns between rounds of forgetting what counts no more
-BLIND_KEPT = 64  # stretches of each source
-GAP = "bridge.source.gap"
-
-
-class BlindSpot(msgspec.Struct, frozen=True):
-    """What a source missed for good; *entities* as `kind:id`, empty for everybody."""
-
-    began: int
-    ended: int
-    entities: frozenset[str] = frozenset()
-
-
-class _Gap(msgspec.Struct, frozen=True):
-    entities: tuple[str, ...] = ()
-    count: int = 0
-    since: str = msgspec.field(name="from", default="")
-    until: str = msgspec.field(name="to", default="")
-
-
-class _GapEvent(msgspec.Struct, frozen=True):
-    data: _Gap = _Gap()
 
 
 class Current(NamedTuple):
@@ -98,8 +76,15 @@ class Alerting:
         self.alerts = AlertSet(())
         self.silences: dict[str, Silence] = {}
         self.tally = Tally(Counter(), Counter(), Counter())
+        self.others: dict[str, dict[str, Track]] = {}
+        """By alert and key: what other engines judge, as far as it inhibits alerts of this one."""
         self.now = 0
         """The server's clock at the last tick."""
+        self.at_once = AT_ONCE
+        self.has_more = False
+        """Was more due than the last tick could do?"""
+        self.moves = 0
+        """Phases entered since the start."""
         self._overlap = 10 * SECOND
         self._upto = 0
         self._tracks: dict[str, dict[str, Track]] = {}
@@ -233,44 +218,31 @@ class Alerting:
                 self.tally.late[alert.name] += 1
                 continue
             if not self._is_blocked(alert, key, track):
-                blind = self._blind_of(alert, key, track) if self._blind else ()
+                blind = self._blind_of(alert, key, track)
                 self._apply(alert, key, track, advance(alert, track, self._upto, self._overlap, blind))
             self._schedule(alert, key, track)
             self._dirty["track", alert.name, key] = None
 
     def gap(self, source: str, event: Event) -> None:
         """Events are missing for certain: what was waited for may have been among them."""
-        try:
-            told = msgspec.json.decode(event.body, type=_GapEvent).data
-            spot = BlindSpot(
-                nanoseconds(told.since),
-                nanoseconds(told.until),
-                frozenset(told.entities) if told.count <= len(told.entities) else frozenset(),
-            )
-        except (msgspec.DecodeError, ValueError):
-            return
-        known = [*self._blind.get(source, ()), spot]
-        self._blind[source] = sorted(known, key=lambda each: each.began)[-BLIND_KEPT:]
+        spot = blind_spot(event)
+        if spot is not None:
+            self.missed(source, spot)
+
+    def missed(self, source: str, spot: BlindSpot) -> None:
+        """What `gap` reads from its event."""
+        self._blind[source] = kept(self._blind.get(source, ()), spot)
         self._dirty["blind", "", source] = None
 
     def _blind_of(self, alert: Alert, key: str, track: Track) -> Blind:
-        names = _names(alert, key)
-        return [
-            (spot.began, spot.ended)
-            for source in track.sources
-            for spot in self._blind.get(source, ())
-            if not spot.entities or not names or not names.isdisjoint(spot.entities)
-        ]
+        return blind_of(alert.by, key, track.sources, self._blind) if self._blind else ()
 
     def _is_blocked(self, alert: Alert, key: str, track: Track) -> bool:
         """Is a source that follows it still in its replay?"""
-        for source in track.sources:
-            entities = self._unsettled.get(source, frozenset())
-            if entities is None:
-                return True
-            if entities and _concerns(alert, key, entities):
-                return True
-        return False
+        unsettled = self._unsettled
+        return any(
+            source in unsettled and is_behind(alert.by, key, unsettled[source]) for source in track.sources
+        )
 
     # Time
 
@@ -284,7 +256,7 @@ class Alerting:
                 self._reschedule(name, key)
         self._upto = max(self._upto, self.now - self._overlap)
         notices = self._leave()
-        left = AT_ONCE
+        left = self.at_once
         while left > 0:
             due = self._due[0][0] + self._overlap if self._due else None
             flush = self._flushes[0][0] if self._flushes else None
@@ -297,6 +269,7 @@ class Alerting:
                 left -= 1
             else:
                 break
+        self.has_more = left <= 0
         if self.now - self._swept > SWEEP:
             self._sweep()
         return notices
@@ -315,7 +288,7 @@ class Alerting:
         if self._is_blocked(alert, key, track):
             self._parked.append((name, key))
             return
-        blind = self._blind_of(alert, key, track) if self._blind else ()
+        blind = self._blind_of(alert, key, track)
         changes = advance(alert, track, due, self._overlap, blind)
         if changes:
             self._dirty["track", name, key] = None
@@ -332,7 +305,7 @@ class Alerting:
 
     def _schedule(self, alert: Alert, key: str, track: Track, after: int = -1) -> None:
         """One entry of the heap stands for a track; it may ring too early, never too late."""
-        due = next_due(alert, track, self._overlap, self._blind_of(alert, key, track) if self._blind else ())
+        due = next_due(alert, track, self._overlap, self._blind_of(alert, key, track))
         if due is None:
             return
         due = max(due, after + 1)
@@ -366,6 +339,7 @@ class Alerting:
         for change in changes:
             self.tally.phases[alert.name, change.was] -= 1
             self.tally.phases[alert.name, change.phase] += 1
+            self.moves += 1
             self._count(alert, change)
             known = change.at + self._overlap
             if change.phase == "firing":
@@ -419,45 +393,22 @@ class Alerting:
     # Who is not told
 
     def _suppressed(self, alert: Alert, key: str) -> Suppression | None:
-        until = silenced_until(self.silences.values(), alert.labels_of(key), self.now / SECOND)
-        if until is not None:
-            return Suppression("silenced", int(until * SECOND))
-        for inhibitor in alert.inhibitors:
-            again = self._inhibited_until(alert, key, inhibitor)
-            if again is not None:
-                return Suppression("inhibited", again)
-        return None
+        return suppressed(alert, key, self._view())
 
-    def _inhibited_until(self, alert: Alert, key: str, inhibitor: Inhibitor) -> int | None:
-        """When to look again; None if *inhibitor* does not keep *key* back."""
-        source = self.alerts.by_name.get(inhibitor.alert)
-        if source is None:
-            return None
-        if inhibitor.last_heard_by:
-            return self._unheard_until(alert, key, inhibitor.alert)
-        labels = alert.labels_of(key)
-        for other in self._active[source.name]:
-            theirs = source.labels_of(other)
-            if all(labels.get(each, "") == theirs.get(each, "") for each in inhibitor.equal):
-                return self.now + RECHECK
-        return None
+    def _view(self) -> View:
+        return View(
+            self.now, self._overlap, self.alerts.by_name, self.silences.values(), self._known, self._firing
+        )
 
-    def _unheard_until(self, alert: Alert, key: str, inhibitor: str) -> int | None:
-        """While all gateways that heard it last are down, and after that as long as it may be silent."""
-        track = self._tracks[alert.name].get(key)
-        if track is None or not track.heard:
-            return None
-        again = self.now + RECHECK
-        for gateway in track.heard:
-            theirs = self._tracks[inhibitor].get(gateway)
-            if theirs is None:
-                return None
-            if theirs.phase == "inactive":
-                grace = theirs.changed + _patience(alert, track) + self._overlap
-                if theirs.changed <= track.seen or self.now >= grace:
-                    return None
-                again = min(again, grace)
-        return again
+    def _known(self, alert: str, key: str) -> Track | None:
+        found = self._tracks.get(alert, {}).get(key)
+        return self.others.get(alert, {}).get(key) if found is None else found
+
+    def _firing(self, alert: str) -> Iterable[str]:
+        yield from self._active.get(alert, ())
+        for key, track in self.others.get(alert, {}).items():
+            if track.phase != "inactive" and key not in self._tracks.get(alert, {}):
+                yield key
 
     def silence(self, silence: Silence) -> None:
         """Add *silence*, or put it in the place of the one with its id; it is stored already.
@@ -500,36 +451,6 @@ def as_object(each: Current) -> dict[str, object]:
 def silence_row(silence: Silence) -> dict[Row, bytes]:
     """What is stored of *silence*."""
     return {("silence", "", silence.id): msgspec.json.encode(silence)}
-
-
-def _names(alert: Alert, key: str) -> frozenset[str]:
-    """The identifiers of gap events that concern *key*; empty if it is no entity."""
-    if alert.by not in KINDS:
-        return frozenset()
-    names = {f"{alert.by}:{key}"}
-    if alert.by == "device":
-        names.add(f"application:{key.partition('/')[0]}")
-    return frozenset(names)
-
-
-def _concerns(alert: Alert, key: str, entities: frozenset[Entity]) -> bool:
-    if alert.by == "device":
-        return Entity("device", key) in entities or Entity("application", key.partition("/")[0]) in entities
-    if alert.by == "application":
-        start = f"{key}/"
-        return Entity("application", key) in entities or any(
-            each.kind == "device" and each.id.startswith(start) for each in entities
-        )
-    if alert.by in KINDS:
-        return Entity(alert.by, key) in entities
-    return True
-
-
-def _patience(alert: Alert, track: Track) -> int:
-    """How long it may be silent before it is missed, ns."""
-    if isinstance(alert.spec, absent.Absent) and isinstance(track.core, absent.Core):
-        return absent.span(alert.spec, track.core) or 0
-    return alert.hold
 
 
 _track = msgspec.json.Decoder(Track)
