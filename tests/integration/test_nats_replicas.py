@@ -30,7 +30,7 @@ from bridge.receiver import Received, Reply, receive
 from bridge.standin import ALL, World, serve
 from tests.contract.outboxes import CRM, OPS, batch, dead, done, due, intake
 from tests.integration.process import Bridge, announced, run, start, until_connected
-from tests.integration.test_kill import TOKEN, devices, fresh, publish, repeats
+from tests.integration.test_kill import TOKEN, devices, fresh
 from tests.nats import NatsServer, nats_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -175,74 +175,6 @@ async def calm(replicas: Replicas) -> None:
             await anyio.sleep(0.5)
             found = await replicas.sums()
     assert found == []
-
-
-async def chaos(tmp_path: Path, seconds: float, seed: int) -> None:
-    """Kills, stops and a restart of the server, and then everything has arrived."""
-    rng = random.Random(seed)
-    world = World({TOKEN: ALL}, rng=rng)
-    published: list[str] = []
-    posted: list[str] = []
-    stops = 0
-    with nats_server(tmp_path / "nats") as server:
-        async with (
-            serve(world) as upstream,
-            receive(on_delivery=lambda got: posted.append(json.loads(got.body)["unique_id"])) as crm,
-            anyio.create_task_group() as tasks,
-        ):
-            replicas = Replicas(tmp_path, server)
-            (tmp_path / "rules.yaml").write_text(RULES)
-            (tmp_path / "bridge.yaml").write_text(
-                CONFIG.format(
-                    tts=upstream.url, token=TOKEN, crm=crm.url, devices=devices(), outbox=server.url()
-                )
-            )
-            stop = anyio.Event()
-            try:
-                await replicas.start(*NAMES)
-                await replicas.until_read()
-                tasks.start_soon(publish, world, rng, published, posted, stop)
-                deadline, restarted = time.monotonic() + seconds, False
-                while time.monotonic() < deadline:
-                    await anyio.sleep(rng.uniform(1.0, 3.0))
-                    name = rng.choice(NAMES)
-                    if rng.random() < 0.3:
-                        replicas.send(name, signal.SIGSTOP)
-                        await anyio.sleep(max(LEASE, ACK_WAIT) * 1.5)
-                        replicas.send(name, signal.SIGCONT)
-                        stops += 1
-                    elif not restarted and time.monotonic() > deadline - seconds / 2:
-                        server.restart()
-                        restarted = True
-                    else:
-                        replicas.kill(name)
-                        await replicas.start(name)
-                stop.set()
-                await settles(
-                    lambda: set(published) <= set(posted), 60, lambda: (len(published), len(set(posted)))
-                )
-                await calm(replicas)
-                told = run("verify", "-c", "bridge.yaml", cwd=tmp_path)
-                assert told.returncode == 0, told.stdout + told.stderr
-            finally:
-                stop.set()
-                replicas.end()
-    assert len(published) > seconds * 5
-    trouble = replicas.kills + stops + 1
-    assert repeats(posted) <= trouble * 2 * IN_FLIGHT, (repeats(posted), trouble)
-
-
-@pytest.mark.timeout(240)
-async def test_three_replicas_lose_nothing_whatever_happens_to_them(tmp_path: Path) -> None:
-    """Nothing is missing, repeats are what was in flight, the sums over all replicas hold."""
-    await chaos(tmp_path, 30.0, 20261124)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-async def test_three_replicas_for_five_minutes(tmp_path: Path) -> None:
-    """The same for longer."""
-    await chaos(tmp_path, 300.0, 10)
 
 
 @pytest.mark.timeout(120)
