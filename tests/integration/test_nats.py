@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from bridge.delivery import Delivery, Route, Settlement
-from bridge.errors import BridgeError, OutboxError, StartError
+from bridge.errors import OutboxError, StartError
 from bridge.outbox import Batch, DeadLetterFilter, SinkTotals
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.link import Watch, connected, unwatched
@@ -35,7 +35,7 @@ from tests.contract.outboxes import (
     later,
 )
 from tests.nats import NatsServer, cable, nats_server, shared_server
-from tests.servers import HOST, certificates, free_port
+from tests.servers import HOST, free_port
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -68,9 +68,18 @@ async def replica(
     **options: object,
 ) -> AsyncIterator[JetStreamOutbox]:
     asked = {"ack_wait": "500ms", "lease": "1s", "replica": name} | options
-    address = parse((server or shared_server()).url(stream, **asked))
+    url = (server or shared_server()).url(stream, **asked)
+    async with opened(url, watch=watch, max_size=max_size, overflow=overflow) as outbox:
+        yield outbox
+
+
+@asynccontextmanager
+async def opened(
+    url: str, *, watch: Watch = unwatched, max_size: int | None = None, overflow: str = "drop_oldest"
+) -> AsyncIterator[JetStreamOutbox]:
+    """At *url*, with windows that no test outlives."""
     async with open_jetstream(
-        address,
+        parse(url),
         dedup_window=3600.0,
         dead_letter_retention=3600.0,
         trace_retention=3600.0,
@@ -441,44 +450,6 @@ async def test_the_streams_are_as_the_address_says(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no store yet"):
         async with open_reader(parse(shared_server().url(new_stream()))):
             pass
-
-
-async def test_a_user_with_a_password_is_let_in(tmp_path: Path) -> None:
-    """And one without is told, without the password."""
-    more = 'authorization { user: bridge, password: "s3cret" }'
-    with nats_server(tmp_path, more) as server:
-        url = server.url().replace("nats://", "nats://bridge:s3cret@")
-        async with open_jetstream(
-            parse(url), dedup_window=60.0, dead_letter_retention=60.0, trace_retention=60.0
-        ) as outbox:
-            await outbox.accept(batch(intake("u1", CRM)))
-        with pytest.raises(BridgeError) as told:
-            async with open_reader(parse(url.replace("s3cret", "wr0ng"))):
-                pass
-        assert "wr0ng" not in str(told.value)
-
-
-async def test_tls_with_an_own_authority(tmp_path: Path) -> None:
-    """`tls://` with `ca`, and a client certificate where the server wants one; without, one line says no."""
-    certs = certificates(tmp_path / "certs")
-    more = (
-        f'tls {{ cert_file: "{certs.server}", key_file: "{certs.server_key}",'
-        f' ca_file: "{certs.ca}", verify: true }}'
-    )
-    with nats_server(tmp_path / "nats", more) as server:
-        url = f"tls://localhost:{server.port}?ca={certs.ca}"
-        whole = f"{url}&cert={certs.client}&key={certs.client_key}"
-        async with open_jetstream(
-            parse(whole), dedup_window=60.0, dead_letter_retention=60.0, trace_retention=60.0
-        ) as outbox:
-            await outbox.accept(batch(intake("u1", CRM)))
-            assert await ids_due(outbox) == ["u1"]
-        with pytest.raises(StartError, match="cannot be reached"):
-            async with open_reader(parse(url)):
-                pass
-        with pytest.raises(StartError, match="PEM files"):
-            async with open_reader(parse(f"tls://localhost:{server.port}?ca={tmp_path}/none.pem")):
-                pass
 
 
 async def test_a_second_process_under_the_same_name_ends_the_first() -> None:

@@ -2,7 +2,8 @@
 
     nats://user:password@a:4222,b:4222?stream=bridge&replicas=3&credentials=/run/secrets/nats.creds
 
-`tls://` asks for TLS, `ca`, `cert` and `key` name PEM files. What may stand after `?`:
+`tls://` asks for TLS, `ca`, `cert` and `key` name PEM files; what stands alone before `@` is a token. Of
+several servers one is used, and another when it goes, also those that a cluster tells of. After `?`:
 
 | option | default | |
 |---|---|---|
@@ -13,7 +14,7 @@
 | ack_wait | 30s | so long without a sign of life, and a replica's deliveries go to another |
 | lease | 15s | so long without a sign of life, and its sources and alerts go to another |
 | replica | host name and process id | its name; one that comes back under it takes up its totals |
-| credentials | | file with user JWT and seed |
+| credentials | | `.creds` file (user JWT and seed) or file with the seed of an nkey (SU…) |
 | ca cert key | | PEM files |
 """
 
@@ -71,7 +72,7 @@ def parse(url: str) -> Address:
     if parts.scheme not in SCHEMES or not parts.netloc:
         raise ValueError("write nats://host:4222 or tls://host:4222")
     userinfo, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = userinfo.partition(":")
+    user, colon, password = userinfo.partition(":")
     options: dict[str, str] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in OPTIONS:
@@ -82,7 +83,7 @@ def parse(url: str) -> Address:
     return Address(
         servers=tuple(_server(parts.scheme, host) for host in hosts.split(",")),
         user=unquote(user) or None,
-        password=unquote(password) if userinfo else None,
+        password=unquote(password) if colon else None,
         **_checked(options),  # type: ignore[arg-type]  # each by its name
     )
 

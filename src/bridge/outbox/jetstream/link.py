@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from bridge.errors import ConfigError, Mistake, OutboxError, StartError
+from bridge.outbox.jetstream import credentials
 from bridge.outbox.jetstream.address import Address
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ def _options(address: Address) -> dict[str, Any]:
     options: dict[str, Any] = {
         "servers": list(address.servers),
         "name": f"bridge {address.replica}",
-        "user": address.user,
+        "user": None if address.password is None else address.user,
         "password": address.password,
-        "user_credentials": address.credentials,
+        "token": address.user if address.password is None else None,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": RECONNECT_EVERY,
         "allow_reconnect": True,
@@ -120,6 +121,8 @@ def _options(address: Address) -> dict[str, Any]:
     }
     if address.servers[0].startswith("tls:") or address.ca or address.cert:
         options["tls"] = _tls(address)
+    if address.credentials:
+        options |= credentials.options(address.credentials)
     return options
 
 
