@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bridge.outbox.jetstream.address import DURATIONS
 from bridge.schema import WORD, config_schema, rules_schema
 
 Schema = dict[str, Any]
@@ -25,12 +26,19 @@ URL: Schema = {
     "pattern": rf"{REFERENCE}|^https?://[^@/?#]+/?$",
     "description": "A proxy: with a password in it, as ${env:NAME} or ${file:path}.",
 }
+NATS_SERVER: Schema = {
+    "type": "string",
+    "pattern": r"^(nats|tls)://[^@/?#,]+/?$",
+    "description": "nats://host:4222 or tls://host:4222; user and password are in existingSecret.",
+}
+TRIGGER_KINDS = ["TriggerAuthentication", "ClusterTriggerAuthentication"]
 ENVIRONMENT_NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
 
 TEXT: Schema = {"type": "string"}
 FILLED: Schema = {"type": "string", "minLength": 1}
 FLAG: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+ONE_OR_MORE: Schema = {"type": "integer", "minimum": 1}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 LIST: Schema = {"type": "array"}
 TEXTS: Schema = {"type": "array", "items": TEXT}
@@ -38,6 +46,7 @@ MAPS: Schema = {"type": "array", "items": {"type": "object"}}
 MAP: Schema = {"type": "object"}
 WORDS: Schema = {"type": "object", "additionalProperties": TEXT}
 SIZE: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"}
+OPTION_DURATION = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
 DURATION: Schema = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"}
 NUMBER_OR_PERCENT: Schema = {"type": ["integer", "string"], "pattern": "^[0-9]+%?$"}
 
@@ -55,20 +64,53 @@ def values_schema() -> Schema:
     """Of values.yaml."""
     config, definitions = embedded(config_schema(), "config.")
     rules, rule_definitions = embedded(rules_schema(), "rules.")
-    one = {"properties": {"replicaCount": {"maximum": 1}}}
-    nats = {
-        "properties": {
-            "config": {"properties": {"outbox": {"pattern": "^(nats|tls):"}}, "required": ["outbox"]}
-        }
-    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "values of the chart bridge",
         **required(section(**top(config, rules)), "image"),
-        "if": nats | {"required": ["config"]},
-        "else": one,
+        "allOf": conditions(),
         "definitions": definitions | rule_definitions,
     }
+
+
+def within(schema: Schema, *path: str) -> Schema:
+    """*schema* of what stands at *path*, which must be there."""
+    for key in reversed(path):
+        schema = {"properties": {key: schema}, "required": [key]}
+    return schema
+
+
+def conditions() -> list[Schema]:
+    """What one value asks of another."""
+    nats = [
+        within({"minItems": 1}, "outbox", "nats", "servers"),
+        within({"pattern": "^(nats|tls):"}, "config", "outbox"),
+    ]
+    off = {"properties": {"enabled": {"const": False}}}
+    alone = {"properties": {"replicaCount": {"maximum": 1}, "autoscaling": off, "keda": off}}
+    named = ("credentialsKey", "usernameKey", "passwordKey", "tokenKey")
+    secret = [within(FILLED, "outbox", "nats", key) for key in named]
+    tls = ("outbox", "nats", "tls")
+    client = [within(FILLED, *tls, key) for key in ("keyKey", "existingSecret")]
+    keda = [
+        within(FILLED, "keda", "serverAddress"),
+        within({"minimum": 1}, "autoscaling", "targetAgeSeconds"),
+    ]
+    return [
+        {"if": {"anyOf": nats}, "else": alone},
+        {"if": within({"const": True}, "autoscaling", "enabled"), "then": {"properties": {"keda": off}}},
+        {"if": within({"const": True}, "keda", "enabled"), "then": {"allOf": keda}},
+        {"if": {"anyOf": secret}, "then": within(FILLED, "outbox", "nats", "existingSecret")},
+        {"if": secret[1], "then": secret[2]},
+        {"if": secret[2], "then": secret[1]},
+        {"if": secret[3], "then": within({"maxLength": 0}, "outbox", "nats", "usernameKey")},
+        {"if": within(FILLED, *tls, "certKey"), "then": {"allOf": client}},
+        {
+            # of another shutdown_timeout the template knows how many seconds it is
+            "if": {"not": within({}, "config", "shutdown_timeout")},
+            "then": {"properties": {"terminationGracePeriodSeconds": {"minimum": 26}}},
+        },
+    ]
 
 
 def top(config: Schema, rules: Schema) -> dict[str, Schema]:
@@ -92,6 +134,7 @@ def top(config: Schema, rules: Schema) -> dict[str, Schema]:
         "commonLabels": WORDS,
         "commonAnnotations": WORDS,
         "config": config,
+        "outbox": section(nats=nats()),
         "rules": {
             "type": "object",
             "propertyNames": {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*\.ya?ml$"},
@@ -115,7 +158,7 @@ def top(config: Schema, rules: Schema) -> dict[str, Schema]:
         "priorityClassName": TEXT,
         "schedulerName": TEXT,
         "runtimeClassName": TEXT,
-        "terminationGracePeriodSeconds": COUNT,
+        "terminationGracePeriodSeconds": {"type": "integer", "minimum": 6},
         "resources": section(requests=MAP, limits=MAP, claims=LIST),
         "nodeSelector": WORDS,
         "tolerations": MAPS,
@@ -127,6 +170,26 @@ def top(config: Schema, rules: Schema) -> dict[str, Schema]:
         "podManagementPolicy": {"enum": ["OrderedReady", "Parallel"]},
         "updateStrategy": MAP,
         "podDisruptionBudget": section(enabled=FLAG, maxUnavailable=NUMBER_OR_PERCENT),
+        "autoscaling": section(
+            enabled=FLAG,
+            minReplicas=ONE_OR_MORE,
+            maxReplicas=ONE_OR_MORE,
+            targetAgeSeconds=COUNT,
+            targetCPU={"type": "string", "pattern": "^([0-9]+m|[0-9]+([.][0-9]+)?)?$"},
+            metric=section(name=FILLED, matchLabels=WORDS),
+            behavior=section(scaleUp=MAP, scaleDown=MAP),
+        ),
+        "keda": section(
+            enabled=FLAG,
+            serverAddress={"type": "string", "pattern": "^(https?://[^@]+)?$"},
+            minWaiting=ONE_OR_MORE,
+            query=TEXT,
+            pollingInterval=ONE_OR_MORE,
+            cooldownPeriod=COUNT,
+            fallback=section(failureThreshold=ONE_OR_MORE, replicas=ONE_OR_MORE),
+            authenticationRef=section(name=FILLED, kind={"enum": TRIGGER_KINDS}),
+            metadata=WORDS,
+        ),
         "command": TEXTS,
         "args": TEXTS,
         "extraArgs": TEXTS,
@@ -183,6 +246,24 @@ def top(config: Schema, rules: Schema) -> dict[str, Schema]:
         "extraDeploy": {"type": "array", "items": {"type": ["object", "string"]}},
         "testFramework": section(enabled=FLAG, annotations=WORDS),
     }
+
+
+def nats() -> Schema:
+    """Where JetStream is; the options are those of `bridge.outbox.jetstream.address`."""
+    options = {each: TEXT | {"pattern": OPTION_DURATION} for each in DURATIONS}
+    return section(
+        servers={"type": "array", "items": NATS_SERVER, "uniqueItems": True},
+        stream={"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        replicas={"type": "integer", "minimum": 1, "maximum": 5},
+        storage={"enum": ["file", "memory"]},
+        options=section(**options),
+        existingSecret=TEXT,
+        credentialsKey=TEXT,
+        usernameKey=TEXT,
+        passwordKey=TEXT,
+        tokenKey=TEXT,
+        tls=section(existingSecret=TEXT, existingConfigMap=TEXT, caKey=TEXT, certKey=TEXT, keyKey=TEXT),
+    )
 
 
 def embedded(schema: Schema, prefix: str) -> tuple[Schema, dict[str, Schema]]:

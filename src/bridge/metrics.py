@@ -54,6 +54,9 @@ class Metrics:
         self.source_connected = gauge(
             "bridge_source_connected", "1 while a stream of the source is open.", source
         )
+        self.source_entities = gauge(
+            "bridge_source_entities", "Entities this process follows; replicas divide them.", source
+        )
         self.source_reconnects = counter(
             "bridge_source_reconnects_total", "Streams opened anew, by cause.", ("source", "reason")
         )
@@ -174,6 +177,9 @@ class Metrics:
         self.store_limit = gauge("bridge_store_limit_bytes", "max_size.", ())
         self.store_disk = gauge("bridge_store_disk_bytes", "Size of the file system the store is on.", ())
         self.store_disk_free = gauge("bridge_store_disk_free_bytes", "What is free on it.", ())
+        self.replicas = gauge(
+            "bridge_replicas", "Processes that share the store, this one included; 0 where it is a file.", ()
+        )
         self.build_info = gauge("bridge_build_info", "Always 1.", ("version",))
         self.config_hash = gauge("bridge_config_hash", "A number made from the running config.", ())
         self.reload_successful = gauge(
@@ -205,6 +211,7 @@ class Metrics:
         for name in sources:
             for metric in (
                 self.source_connected,
+                self.source_entities,
                 self.source_last_event,
                 self.source_lag,
                 self.source_blocked,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,45 @@ def one(manifests: Sequence[Manifest], kind: str, name: str = "") -> Manifest:
     return found[0]
 
 
+def workload(manifests: Sequence[Manifest]) -> Manifest:
+    """What runs bridge: the StatefulSet, or the Deployment where the outbox is NATS; there is one of them."""
+    kinds = {each["kind"] for each in manifests} & {"StatefulSet", "Deployment"}
+    assert len(kinds) == 1, kinds
+    return one(manifests, kinds.pop())
+
+
+def pod_of(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    found: dict[str, Any] = workload(manifests)["spec"]["template"]["spec"]
+    return found
+
+
+def environment_of(container: Mapping[str, Any], secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The variables the kubelet gives to *container*; *secrets* are the keys and values of each by its name.
+
+    `$(NAME)` stands for a variable that comes before it, and for itself where there is none.
+    """
+    found: dict[str, str] = {}
+    for each in container.get("envFrom", ()):
+        found |= secrets[each["secretRef"]["name"]]
+    for each in container["env"]:
+        if "value" in each:
+            text = re.sub(r"\$\(([A-Za-z_]\w*)\)", lambda part: found.get(part[1], part[0]), each["value"])
+            found[each["name"]] = text
+        else:
+            reference = each["valueFrom"]["secretKeyRef"]
+            found[each["name"]] = secrets[reference["name"]][reference["key"]]
+    return found
+
+
 def mounted(manifests: Sequence[Manifest], folder: Path) -> Path:
     """The pod's /etc/bridge as *folder*, made as the kubelet does: files in a folder that `..data` links to.
 
     The shipped rules are the image's; here they are the checkout's.
     """
     data = {each["metadata"]["name"]: each["data"] for each in manifests if each["kind"] == "ConfigMap"}
-    volumes = one(manifests, "StatefulSet")["spec"]["template"]["spec"]["volumes"]
-    sources = next(each for each in volumes if each["name"] == "config")["projected"]["sources"]
+    sources = next(each for each in pod_of(manifests)["volumes"] if each["name"] == "config")["projected"][
+        "sources"
+    ]
     version = folder / f"..{len(list(folder.iterdir())) if folder.exists() else 0}"
     for source in sources:
         content = data[source["configMap"]["name"]]

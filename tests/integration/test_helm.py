@@ -14,7 +14,19 @@ import pytest
 import yaml
 
 from tests.integration import helm
-from tests.integration.helm import CHART, ROOT, VALUE_SETS, Manifest, mounted, one, rendered, template
+from tests.integration.custom_resources import CUSTOM
+from tests.integration.helm import (
+    CHART,
+    ROOT,
+    VALUE_SETS,
+    Manifest,
+    mounted,
+    one,
+    pod_of,
+    rendered,
+    template,
+    workload,
+)
 from tests.integration.process import announced, run, start, until
 from tests.servers import free_port
 
@@ -22,71 +34,7 @@ pytestmark = [pytest.mark.integration]
 
 LEAST = {"image": {"repository": "bridge"}}
 SETS = pytest.mark.parametrize("values", VALUE_SETS, ids=lambda path: path.stem.removesuffix("-values"))
-CONFIGURED = [
-    path
-    for path in VALUE_SETS
-    if "existingConfigMap" not in path.read_text() and "outbox: nats" not in path.read_text()
-]
-CUSTOM: dict[str, dict[str, Any]] = {
-    # The parts of the operator's documented API (monitoring.coreos.com/v1) that the chart uses.
-    "ServiceMonitor": {
-        "required": ["selector", "endpoints"],
-        "additionalProperties": False,
-        "properties": {
-            "jobLabel": {"type": "string"},
-            "selector": {
-                "additionalProperties": False,
-                "properties": {"matchLabels": {"type": "object"}, "matchExpressions": {"type": "array"}},
-            },
-            "endpoints": {
-                "type": "array",
-                "items": {
-                    "required": ["port"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "port": {"type": "string"},
-                        "path": {"type": "string"},
-                        "interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
-                        "scrapeTimeout": {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"},
-                        "relabelings": {"type": "array"},
-                        "metricRelabelings": {"type": "array"},
-                    },
-                },
-            },
-        },
-    },
-    "PrometheusRule": {
-        "required": ["groups"],
-        "additionalProperties": False,
-        "properties": {
-            "groups": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "required": ["name", "rules"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "name": {"type": "string"},
-                        "rules": {
-                            "type": "array",
-                            "items": {
-                                "required": ["alert", "expr"],
-                                "additionalProperties": False,
-                                "properties": {
-                                    "alert": {"type": "string"},
-                                    "expr": {"type": "string"},
-                                    "for": {"type": "string"},
-                                    "labels": {"additionalProperties": {"type": "string"}},
-                                    "annotations": {"additionalProperties": {"type": "string"}},
-                                },
-                            },
-                        },
-                    },
-                },
-            }
-        },
-    },
-}
+CONFIGURED = [path for path in VALUE_SETS if "existingConfigMap" not in yaml.safe_load(path.read_text())]
 
 
 def test_the_schema_of_values_is_what_the_models_say() -> None:
@@ -119,8 +67,9 @@ def test_every_manifest_is_one_kubernetes_takes(values: Path) -> None:
     manifests = rendered(values)
     for manifest in manifests:
         if manifest["kind"] in CUSTOM:
-            assert manifest["apiVersion"] == "monitoring.coreos.com/v1"
-            jsonschema.validate(manifest["spec"], CUSTOM[manifest["kind"]])
+            version, schema = CUSTOM[manifest["kind"]]
+            assert manifest["apiVersion"] == version
+            jsonschema.validate(manifest["spec"], schema)
         else:
             kubernetes_validate.validate(manifest, helm.KUBERNETES, strict=True)
         assert manifest["metadata"].get("namespace", "lorawan") == "lorawan"
@@ -238,11 +187,6 @@ def test_a_refused_value_is_not_repeated() -> None:
     assert "TOPSECRET" not in made.stdout + made.stderr
 
 
-def pod_of(manifests: list[Manifest]) -> dict[str, Any]:
-    found: dict[str, Any] = one(manifests, "StatefulSet")["spec"]["template"]["spec"]
-    return found
-
-
 @SETS
 def test_pods_run_under_the_restricted_profile(values: Path) -> None:
     """Pod Security Standards, restricted; root file system read-only; no service links, no API token."""
@@ -279,14 +223,6 @@ def test_the_default_outbox_has_one_copy_and_a_volume_that_stays() -> None:
     headless = one(manifests, "Service", "headless")
     assert spec["serviceName"] == headless["metadata"]["name"]
     assert headless["spec"]["clusterIP"] == "None"
-
-
-def test_with_nats_there_may_be_more() -> None:
-    """The schema lets replicaCount be what it likes only there; a near miss of the URL does not."""
-    manifests = rendered(CHART / "ci/nats-values.yaml")
-    assert one(manifests, "StatefulSet")["spec"]["replicas"] == 3
-    made = template(CHART / "ci/nats-values.yaml", {"config.outbox": "sqlite:nats.db"})
-    assert "replicaCount: Must be less than or equal to 1" in made.stderr
 
 
 def test_probes_ask_the_metrics_address() -> None:
@@ -346,7 +282,6 @@ def test_egress_is_dns_and_what_the_urls_need() -> None:
         (443, ""),
         (9443, "203.0.113.0/24"),
     ]
-    assert (4222, "") in egress(rendered(CHART / "ci/nats-values.yaml"))
 
 
 def test_the_policy_lets_in_scrapes_and_the_page_and_covers_helm_test() -> None:
@@ -390,9 +325,7 @@ def test_each_secret_is_a_variable_and_a_file() -> None:
 
 
 def stamps(*values: Path | dict[str, Any] | str) -> dict[str, str]:
-    found: dict[str, str] = one(rendered(*values), "StatefulSet")["spec"]["template"]["metadata"][
-        "annotations"
-    ]
+    found: dict[str, str] = workload(rendered(*values))["spec"]["template"]["metadata"]["annotations"]
     return found
 
 

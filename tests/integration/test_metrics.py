@@ -60,6 +60,7 @@ FAILURES = (
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "bridge_source_events_received_total": SOURCE,
     "bridge_source_connected": SOURCE,
+    "bridge_source_entities": SOURCE,
     "bridge_source_reconnects_total": SOURCE | {"reason": RECONNECT_REASONS},
     "bridge_source_last_event_timestamp_seconds": SOURCE,
     "bridge_source_lag_seconds": SOURCE,
@@ -95,6 +96,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "bridge_config_last_reload_successful": {},
     "bridge_config_last_reload_success_timestamp_seconds": {},
     "bridge_build_info": {"version": ()},
+    "bridge_replicas": {},
     "bridge_store_bytes": {},
     "bridge_store_limit_bytes": {},
     "bridge_store_disk_bytes": {},

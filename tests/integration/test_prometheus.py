@@ -190,4 +190,4 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
 
 def metric_sources() -> str:
     folder = Path(__file__).parents[2] / "src/bridge"
-    return "".join((folder / name).read_text() for name in ("metrics.py", "ops.py"))
+    return "".join((folder / name).read_text() for name in ("metrics.py", "ops/__init__.py"))

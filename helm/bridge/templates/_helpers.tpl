@@ -96,6 +96,14 @@ labels:
 {{- if $rules }}
 {{- $_ := set $config "rules" (uniq $rules) }}
 {{- end }}
+{{- if include "bridge.usesNats" . }}
+{{- $_ := set $config "outbox" (include "bridge.outbox" .) }}
+{{- range $name, $sink := $config.sinks }}
+{{- if and (eq (toString $sink.type) "mqtt") (not (hasKey $sink "status_topic")) }}
+{{- $_ := set $sink "status_topic" nil }}{{/* retained once for all: a pod that goes would say offline for the others */}}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $config | toPrettyJson }}
 {{- end }}
 
@@ -103,11 +111,111 @@ labels:
 {{- define "bridge.atStart" -}}
 {{- $at := include "bridge.admin" . | fromJson -}}
 {{- $keys := pick .Values.config "outbox" "durability" "dedup_window" "max_size" "overflow" "shutdown_timeout" "tracing" -}}
+{{- if .Values.outbox.nats.servers }}
+{{- $_ := set $keys "outbox" (include "bridge.outbox" .) }}
+{{- end }}
 {{- merge $keys (pick $at "listen" "metrics") | toJson }}
 {{- end }}
 
+{{/* The outbox */}}
 {{- define "bridge.usesNats" -}}
-{{- if regexMatch "^(nats|tls)(://|:)" (toString (.Values.config.outbox | default "")) }}true{{ end }}
+{{- if or .Values.outbox.nats.servers (regexMatch "^(nats|tls):" (toString .Values.config.outbox)) }}true{{ end }}
+{{- end }}
+
+{{- define "bridge.workload" -}}
+{{- if include "bridge.usesNats" . }}Deployment{{ else }}StatefulSet{{ end }}
+{{- end }}
+
+{{/* Whether somebody else sets the number of replicas */}}
+{{- define "bridge.autoscaled" -}}
+{{- if or .Values.autoscaling.enabled .Values.keda.enabled }}true{{ end }}
+{{- end }}
+
+{{/* outbox of bridge.yaml, without user and password */}}
+{{- define "bridge.outbox" -}}
+{{- $nats := .Values.outbox.nats -}}
+{{- if $nats.servers }}
+{{- $scheme := regexFind "^[a-z]+" (first $nats.servers) }}
+{{- $hosts := list }}
+{{- range $nats.servers }}{{ $hosts = append $hosts (regexReplaceAll "^[a-z]+://|/$" . "") }}{{ end }}
+{{- $options := list (printf "stream=%s" $nats.stream) (printf "replicas=%d" (int $nats.replicas)) (printf "storage=%s" $nats.storage) }}
+{{- range $key, $value := $nats.options }}{{ $options = append $options (printf "%s=%v" $key $value) }}{{ end }}
+{{- with $nats.credentialsKey }}{{ $options = append $options "credentials=/run/secrets/nats/credentials" }}{{ end }}
+{{- range $option := list "ca" "cert" "key" }}
+{{- if get $nats.tls (printf "%sKey" $option) }}{{ $options = append $options (printf "%s=/run/secrets/nats/%s.pem" $option $option) }}{{ end }}
+{{- end }}
+{{- printf "%s://%s?%s" $scheme (join "," $hosts) (join "&" $options) }}
+{{- else }}
+{{- .Values.config.outbox | default "sqlite:bridge.db" }}
+{{- end }}
+{{- end }}
+
+{{/* The same for people: servers only */}}
+{{- define "bridge.shownOutbox" -}}
+{{- regexReplaceAll "//.*@" (include "bridge.outbox" . | regexFind "^[^?]*") "//" }}
+{{- end }}
+
+{{/* Where a token, or user and password, are in a Secret, the address gets them from the environment: the kubelet
+puts the variables that stand before it into it */}}
+{{- define "bridge.natsEnv" -}}
+{{- $nats := .Values.outbox.nats -}}
+{{- if $nats.servers }}
+{{- $outbox := include "bridge.outbox" . }}
+{{- $login := empty $nats.tokenKey | not | ternary "$$(NATS_TOKEN)@" (empty $nats.usernameKey | not | ternary "$$(NATS_USER):$$(NATS_PASSWORD)@" "") }}
+{{- $outbox = regexReplaceAll "^([a-z]+://)" $outbox (printf "${1}%s" $login) }}
+{{- range $name, $key := dict "NATS_USER" $nats.usernameKey "NATS_PASSWORD" $nats.passwordKey "NATS_TOKEN" $nats.tokenKey }}
+{{- if $key }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef: {name: {{ $nats.existingSecret }}, key: {{ $key }}}
+{{- end }}
+{{- end }}
+{{- if or $login $.Values.existingConfigMap }}
+- name: BRIDGE_OUTBOX
+  value: {{ $outbox | squote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "bridge.hasNatsFiles" -}}
+{{- $nats := .Values.outbox.nats -}}
+{{- if and $nats.servers (or $nats.credentialsKey $nats.tls.caKey $nats.tls.certKey) }}true{{ end }}
+{{- end }}
+
+{{- define "bridge.natsFiles" -}}
+{{- $nats := .Values.outbox.nats -}}
+{{- with $nats.credentialsKey }}
+- secret:
+    name: {{ $nats.existingSecret }}
+    items:
+      - {key: {{ . }}, path: credentials}
+{{- end }}
+{{- $tls := $nats.tls }}
+{{- $fromMap := and $tls.caKey $tls.existingConfigMap }}
+{{- if $fromMap }}
+- configMap:
+    name: {{ $tls.existingConfigMap }}
+    items:
+      - {key: {{ $tls.caKey }}, path: ca.pem}
+{{- end }}
+{{- if or $tls.certKey (and $tls.caKey (not $fromMap)) }}
+- secret:
+    name: {{ $tls.existingSecret }}
+    items:
+      {{- if not $fromMap }}{{ with $tls.caKey }}
+      - {key: {{ . }}, path: ca.pem}
+      {{- end }}{{ end }}
+      {{- with $tls.certKey }}
+      - {key: {{ . }}, path: cert.pem}
+      - {key: {{ $tls.keyKey }}, path: key.pem}
+      {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Seconds of a duration of bridge.yaml, such as 1.5m; takes the text */}}
+{{- define "bridge.seconds" -}}
+{{- $units := dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[a-z]+$" .)) }}
 {{- end }}
 
 {{- define "bridge.configMapName" -}}
@@ -129,6 +237,7 @@ labels:
       name: {{ $ref.name }}
       key: {{ $ref.key }}
 {{- end }}
+{{- include "bridge.natsEnv" . }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -190,6 +299,13 @@ envFrom:
             - {key: {{ $ref.key }}, path: {{ $name }}}
       {{- end }}
 {{- end }}
+{{- if include "bridge.hasNatsFiles" . }}
+- name: nats
+  projected:
+    defaultMode: 288 # 0440
+    sources:
+      {{- include "bridge.natsFiles" . | trim | nindent 6 }}
+{{- end }}
 - name: tmp
   emptyDir: {}
 {{- with .Values.extraVolumes }}
@@ -204,6 +320,11 @@ envFrom:
 {{- if include "bridge.hasSecrets" . }}
 - name: secrets
   mountPath: /run/secrets/bridge
+  readOnly: true
+{{- end }}
+{{- if include "bridge.hasNatsFiles" . }}
+- name: nats
+  mountPath: /run/secrets/nats
   readOnly: true
 {{- end }}
 - name: data
@@ -225,12 +346,41 @@ securityContext:
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- range $key := list "priorityClassName" "schedulerName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "hostAliases" "dnsPolicy" "dnsConfig" }}
+{{- range $key := list "priorityClassName" "schedulerName" "runtimeClassName" "nodeSelector" "tolerations" "hostAliases" "dnsPolicy" "dnsConfig" }}
 {{- with get $.Values $key }}
 {{ $key }}:
   {{- if kindIs "string" . }} {{ . | quote }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Where replicas are put beside each other; a single one has nobody to keep away from */}}
+{{- define "bridge.spread" -}}
+{{- $own := include "bridge.ownLabels" . | fromYaml -}}
+{{- $several := include "bridge.usesNats" . -}}
+{{- $affinity := .Values.affinity -}}
+{{- $spread := .Values.topologySpreadConstraints -}}
+{{- if and $several (not $affinity) }}
+{{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $own) }}
+{{- $affinity = dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term))) }}
+{{- end }}
+{{- if and $several (not $spread) }}
+{{- $spread = list (dict "maxSkew" 1 "topologyKey" "topology.kubernetes.io/zone" "whenUnsatisfiable" "ScheduleAnyway" "labelSelector" (dict "matchLabels" $own)) }}
+{{- end }}
+{{- with $affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $spread }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What Services, budgets and the workload itself know the pods that run bridge by */}}
+{{- define "bridge.ownLabels" -}}
+{{ include "bridge.selectorLabels" . }}
+app.kubernetes.io/component: bridge
 {{- end }}
 
 {{/* Network: the ports that the URLs of the config need. Each is {port, cidr}; cidr "" is any address. */}}
@@ -251,7 +401,11 @@ imagePullSecrets:
 {{- else if $sink.url }}{{ $urls = append $urls $sink.url }}{{ end }}
 {{- end }}
 {{- with .Values.config.tracing }}{{ with .endpoint }}{{ $urls = append $urls . }}{{ end }}{{ end }}
-{{- if include "bridge.usesNats" . }}{{ $urls = append $urls .Values.config.outbox }}{{ end }}
+{{- if include "bridge.usesNats" . }}
+{{- $outbox := include "bridge.shownOutbox" . }}
+{{- $scheme := regexFind "^[a-z]+" $outbox }}
+{{- range regexReplaceAll "^[a-z]+://" $outbox "" | splitList "," }}{{ $urls = append $urls (printf "%s://%s" $scheme .) }}{{ end }}
+{{- end }}
 {{- $found := list -}}
 {{- range $urls }}
 {{- if not (hasPrefix "${" .) }}
@@ -278,6 +432,14 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* PromQL: age in seconds of the oldest delivery that more replicas could help. Not of a sink that is paused, nor of
+one where only a few wait, to be tried again. Every replica tells of the queue they share, hence max. Without any
+series it is empty, not 0: an autoscaler that knows nothing changes nothing. */}}
+{{- define "bridge.backlogAge" -}}
+{{- $these := printf "{namespace=%q, job=%q}" .Release.Namespace .Release.Name -}}
+max(max by (sink) (bridge_outbox_oldest_age_seconds{{ $these }}) and on (sink) (max by (sink) (bridge_outbox_rows{{ $these }}) >= {{ .Values.keda.minWaiting }}) unless on (sink) (max by (sink) (bridge_sink_paused{{ $these }}) == 1)) or 0 * max(bridge_outbox_oldest_age_seconds{{ $these }})
+{{- end }}
+
 {{/* What the schema cannot say */}}
 {{- define "bridge.validate" -}}
 {{- $at := include "bridge.admin" . | fromJson -}}
@@ -291,7 +453,40 @@ imagePullSecrets:
 {{- if and $at.exposed (not $admin.token) (not .Values.existingConfigMap) }}
 {{- fail "config.admin.listen: listening beyond loopback needs config.admin.token, such as ${env:ADMIN_TOKEN}" }}
 {{- end }}
+{{- $shutdown := .Values.config.shutdown_timeout | default "20s" }}
+{{- if le (float64 .Values.terminationGracePeriodSeconds) (addf (include "bridge.seconds" $shutdown | float64) 5.0) }}
+{{- fail "terminationGracePeriodSeconds: needs more than config.shutdown_timeout and 5 s, or deliveries in flight are cut off and made again" }}
+{{- end }}
+{{- if include "bridge.usesNats" . }}
+{{- include "bridge.validateNats" . }}
+{{- end }}
 {{- if eq $at.port $at.metricsPort }}
 {{- fail "config.admin: listen and metrics_listen need two ports" }}
+{{- end }}
+{{- end }}
+
+{{- define "bridge.validateNats" -}}
+{{- $nats := .Values.outbox.nats -}}
+{{- if and $nats.servers .Values.config.outbox }}
+{{- fail "config.outbox: leave it out, outbox.nats says where the outbox is" }}
+{{- end }}
+{{- $schemes := list }}
+{{- range $nats.servers }}{{ $schemes = append $schemes (regexFind "^[a-z]+" .) }}{{ end }}
+{{- if gt (len (uniq $schemes)) 1 }}
+{{- fail "outbox.nats.servers: all nats://, or all tls://" }}
+{{- end }}
+{{- if and $nats.tls.caKey (not $nats.tls.existingSecret) (not $nats.tls.existingConfigMap) }}
+{{- fail "outbox.nats.tls.caKey: say which tls.existingSecret or tls.existingConfigMap has it" }}
+{{- end }}
+{{- range $name, $sink := .Values.config.sinks }}
+{{- if and (eq (toString $sink.type) "mqtt") $sink.client_id }}
+{{- fail (printf "config.sinks.%s.client_id: replicas with one client id throw each other off the broker; leave it out, each then has bridge-<pod>-%s" $name $name) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (not .Values.autoscaling.targetAgeSeconds) (not .Values.autoscaling.targetCPU) }}
+{{- fail "autoscaling.enabled: needs targetAgeSeconds or targetCPU to go by" }}
+{{- end }}
+{{- if and (include "bridge.autoscaled" .) (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}
+{{- fail "autoscaling.minReplicas: more than maxReplicas" }}
 {{- end }}
 {{- end }}

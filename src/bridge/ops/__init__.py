@@ -24,6 +24,8 @@ from bridge.ops.alert_metrics import publish
 from bridge.ops.api import api_routes
 from bridge.ops.parts import Access, Parts, ready
 from bridge.outbox import Outbox, SinkTotals, SourceTotals
+from bridge.outbox.jetstream.outbox import JetStreamOutbox
+from bridge.sources import SourceStatus
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 READS = frozenset({"/api/explain"})
@@ -103,7 +105,11 @@ def routes(parts: Parts) -> list[Route]:
 
 async def measure(parts: Parts) -> None:
     """Set what is looked up only when somebody asks: ages of the outbox, bytes of the store and its disk."""
-    now, metrics, used = parts.now(), parts.metrics, await parts.outbox.bytes_used()
+    now, metrics = parts.now(), parts.metrics
+    measure_sources(parts)
+    if isinstance(parts.outbox, JetStreamOutbox):
+        metrics.replicas.set(len(parts.outbox.replicas.alive))
+    used = await parts.outbox.bytes_used()
     totals = parts.outbox.sink_totals()
     held = {name: each.waiting + each.dead for name, each in totals.items()}
     rows = max(1, sum(held.values()))
@@ -122,6 +128,15 @@ async def measure(parts: Parts) -> None:
         disk = await anyio.to_thread.run_sync(disk_usage, config.outbox_path.absolute().parent)
         metrics.store_disk.set(disk.total)
         metrics.store_disk_free.set(disk.free)
+
+
+def measure_sources(parts: Parts) -> None:
+    """What the sources say of themselves; one that another replica reads is none of ours."""
+    for name in parts.config().sources:
+        source = parts.sources.get(name)
+        status = source.status() if source else SourceStatus(connected=False, ready=True)
+        parts.metrics.source_connected.labels(name).set(status.connected)
+        parts.metrics.source_entities.labels(name).set(status.entities)
 
 
 class Guarded:
