@@ -149,6 +149,43 @@ async def test_a_kill_at_any_write_of_accept_loses_and_repeats_nothing(step: int
         assert await verify(outbox) == []
 
 
+class Outage(Kill):
+    """From write number *step* on the server does not answer, until `begin`."""
+
+    def __call__(self, subject: str) -> None:
+        try:
+            super().__call__(subject)
+        except Crash:
+            raise OutboxError("no answer") from None
+
+
+@pytest.mark.parametrize("step", range(12))
+async def test_what_is_accepted_again_after_a_failure_in_between_is_stored_and_counted_once(
+    step: int,
+) -> None:
+    """`Ingest` asks again until it works; what was stored is as new as before and is not stored twice."""
+    outage = Outage(1000)
+    async with replica(new_stream(), watch=outage) as outbox:
+        outage.begin()
+        outage.step = step
+        failed = True
+        with suppress(OutboxError):
+            await outbox.accept(BATCH)
+            failed = False
+        outage.step = 1000
+        accepted = await outbox.accept(BATCH)
+        assert accepted.fresh == (failed, failed)
+        await outbox.settle([done(each) for each in await waits_for(outbox, "crm", 2)])
+        await outbox.settle([done(each) for each in await waits_for(outbox, "ops", 1)])
+        await nothing_waits(outbox)
+        assert outbox.sink_totals() == {
+            "crm": SinkTotals(accepted=2, delivered=2),
+            "ops": SinkTotals(accepted=1, delivered=1),
+        }
+        assert outbox.source_totals()["eu1"].accepted == 2
+        assert await verify(outbox) == []
+
+
 @pytest.mark.parametrize("step", range(8))
 async def test_a_kill_never_leaves_an_event_known_that_alerts_have_not_judged(step: int) -> None:
     """Or the alert would be lost: the event that caused it comes again, and must be new until then."""

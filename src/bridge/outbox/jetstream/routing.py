@@ -29,6 +29,7 @@ LATE = 20.0  # seconds after which a first routing is not trusted to be one: the
 PATIENCE = 5.0  # seconds `accept` waits for another replica that routes its events
 LOOK_AGAIN = 0.02  # seconds between two looks at that
 REMEMBERED = 20_000  # events whose routing is remembered for `accept`
+IS_STORED = -1
 TRIES = 10  # rounds of compare-and-set for one event
 
 
@@ -59,13 +60,16 @@ class Intakes:
         """Numbers of events that nobody has yet waited for to be routed."""
 
     async def _look(self, unique_id: str, received: float) -> int | None:
-        """What an event received at *received* has to be stored behind, 0 for nothing; None: a duplicate."""
+        """What an event received at *received* has to be stored behind, 0 for nothing; None: a duplicate.
+
+        IS_STORED: by an `accept` that failed afterwards and is asked again.
+        """
         desk = self._desk
         found = await desk.link.get(desk.stream(EVENTS), subject=desk.subjects.event(unique_id), direct=True)
         if found is None:
             return 0
         if (unique_id, received) in self._unfinished:
-            return found.seq
+            return IS_STORED
         known = read(found.headers, Taken)
         if known.by == desk.me and not desk.books.events.has(found.seq):
             return 0
@@ -94,6 +98,7 @@ class Intakes:
                 continue
             if each.matched:
                 before.add(each.event.unique_id)
+            if each.matched and behind[number] != IS_STORED:
                 stores.append(number)
             else:
                 fresh[number] = True
