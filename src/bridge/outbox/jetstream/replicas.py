@@ -37,9 +37,8 @@ def command_name() -> str:
 def _host() -> str:
     """Of a long name the end: pods of one Deployment differ in the last letters."""
     host = socket.gethostname().partition(".")[0]
-    return "".join(each if each.isascii() and (each.isalnum() or each in "-_") else "-" for each in host)[
-        -48:
-    ]
+    letters = (each if each.isascii() and (each.isalnum() or each in "-_") else "-" for each in host)
+    return "".join(letters)[-48:]
 
 
 def unix(at: str) -> float:

@@ -1,0 +1,218 @@
+"""What the chart renders, run: three pods of its Deployment on a real nats-server, with a host name each."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from bridge.event import rfc3339
+from bridge.ids import ulid
+from bridge.receiver import Received, receive
+from bridge.standin import ALL, World, serve
+from tests.integration.helm import Manifest, environment_of, mounted, one, pod_of, rendered, workload
+from tests.integration.process import Bridge, announced, run, start
+from tests.nats import NatsServer, nats_server
+from tests.servers import mosquitto, need
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+TOKEN = "NNSXS.PODS.TEST"
+GATEWAYS = tuple(f"gw-{n}" for n in range(24))
+LOGIN = "authorization { user: bridge, password: 'p@ss/w:#rd' }"
+SECRETS = {
+    "bridge": {"TTS_API_KEY": TOKEN},
+    "nats-login": {"username": "bridge", "password": "p%40ss%2Fw%3A%23rd"},
+}
+LONG = "lorawan-event-router-for-all-of-the-northern-plants"
+"""The name of the release: pods of the Deployment differ only after its first 48 characters."""
+
+
+def values(upstream: str, crm: str, broker: str, server: NatsServer) -> dict[str, Any]:
+    gateways = [{"gateway": name} for name in GATEWAYS]
+    return {
+        "image.repository": "bridge",
+        "fullnameOverride": LONG,
+        "replicaCount": 3,
+        "existingSecret": "bridge",
+        "outbox.nats": {
+            "servers": [f"nats://127.0.0.1:{server.port}"],
+            "replicas": 1,
+            "options": {"lease": "2s", "ack_wait": "3s"},
+            "existingSecret": "nats-login",
+            "usernameKey": "username",
+            "passwordKey": "password",
+        },
+        "config": {
+            "sources": {
+                "eu1": {
+                    "type": "tts",
+                    "url": upstream,
+                    "api_key": "${env:TTS_API_KEY}",
+                    "identifiers": gateways,
+                }
+            },
+            "sinks": {
+                "crm": {"type": "webhook", "url": crm, "allow_private_networks": True},
+                "broker": {"type": "mqtt", "url": broker},
+            },
+            "max_size": "64MiB",
+            "log": {"format": "json"},
+        },
+        "rules": {"all.yaml": {"rules": [{"name": "all", "match": {}, "send": ["crm", "broker"]}]}},
+    }
+
+
+def pod_names(deployment: Manifest) -> list[str]:
+    """As the API server makes them: the ReplicaSet's name, cut so that with five more it is a host name."""
+    base = f"{deployment['metadata']['name']}-6b7f9c8d5d-"[:58]
+    return [f"{base}{end}" for end in ("4xk2p", "9wqzt", "mm7hd")]
+
+
+def apart(name: str) -> list[str]:
+    """Before a command that is to run as a container does: under a host name of its own, as process 1."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return [
+        *(need("unshare"), *user, "--uts", "--pid", "--fork", "--kill-child"),
+        *("sh", "-c", 'hostname "$0" && exec "$@"', name),
+    ]
+
+
+class Pods:
+    """The replicas of one Deployment by their names."""
+
+    def __init__(self, manifests: list[Manifest], folder: Path) -> None:
+        self.names = pod_names(workload(manifests))
+        self.running: dict[str, Bridge] = {}
+        self.config = mounted(manifests, folder / "etc")
+        self.container = pod_of(manifests)["containers"][0]
+        self.folder = folder
+
+    async def start(self, name: str) -> None:
+        folder = self.folder / name
+        folder.mkdir()
+        arguments = ["-c", str(self.config), "--watch"]
+        bridge = start(folder, arguments=arguments, env=self.environment(self.container), prefix=apart(name))
+        self.running[name] = bridge
+        await announced(bridge)
+
+    def environment(self, container: Mapping[str, Any]) -> dict[str, str]:
+        """The pod's, and as all of them are on this machine, ports of their own."""
+        found = environment_of(container, SECRETS)
+        assert found.pop("BRIDGE_CONFIG") == "/etc/bridge/bridge.yaml"
+        return found | {"BRIDGE_ADMIN__LISTEN": "127.0.0.1:0", "BRIDGE_ADMIN__METRICS_LISTEN": "127.0.0.1:0"}
+
+    def terminate(self, name: str) -> int:
+        """As the kubelet ends a container; returns the exit code of its process 1."""
+        bridge = self.running.pop(name)
+        above = bridge.process.pid
+        inside = int(Path(f"/proc/{above}/task/{above}/children").read_text().split()[0])
+        os.kill(inside, signal.SIGTERM)
+        return bridge.process.wait(60)
+
+    async def figures(self, name: str) -> list[float]:
+        """The one figure of a metric by each replica; of a source or a sink it is eu1's or broker's."""
+        wanted = re.compile(rf'^{name}(\{{(source="eu1"|sink="broker"[^}}]*)\}})? ([0-9.e+]+)$', re.M)
+        found = []
+        for each in self.running.values():
+            told = wanted.search(await each.metrics())
+            assert told is not None, name
+            found.append(float(told[3]))
+        return found
+
+    async def until_divided(self) -> None:
+        """Until they know of each other, and follow every gateway once, each of them some."""
+        count, seen = len(self.running), object()
+        with anyio.move_on_after(40):
+            while True:
+                replicas = await self.figures("bridge_replicas")
+                followed = await self.figures("bridge_source_entities")
+                seen = replicas, followed
+                if set(replicas) == {count} and sum(followed) == len(GATEWAYS) and all(followed):
+                    return
+                await anyio.sleep(0.1)
+        raise AssertionError(seen)
+
+
+@contextmanager
+def deployed(manifests: list[Manifest], folder: Path) -> Iterator[Pods]:
+    pods = Pods(manifests, folder)
+    try:
+        yield pods
+    finally:
+        for each in pods.running.values():
+            each.kill()
+
+
+def connects(name: str, rng: random.Random) -> tuple[str, bytes]:
+    """A gateway that connects now: the event's unique_id and body."""
+    ns = time.time_ns()
+    event = {
+        "name": "gs.gateway.connect",
+        "time": rfc3339(ns),
+        "identifiers": [{"gateway_ids": {"gateway_id": name, "eui": "58A0CBFFFE800001"}}],
+        "unique_id": ulid(ns, rng),
+    }
+    return str(event["unique_id"]), msgspec.json.encode(event)
+
+
+async def all_arrive(world: World, rng: random.Random, posted: set[str]) -> None:
+    """One event of every gateway, whichever replica follows it."""
+    events = [connects(name, rng) for name in GATEWAYS]
+    for _, body in events:
+        world.publish(body)
+    missing = {unique_id for unique_id, _ in events}
+    with anyio.move_on_after(40):
+        while missing - posted:
+            await anyio.sleep(0.1)
+    assert not missing - posted
+
+
+@pytest.mark.timeout(150)
+async def test_three_pods_of_the_rendered_deployment_share_the_work(tmp_path: Path) -> None:
+    """Each by its own name, to NATS and to the broker, however long the release's; who ends hands over."""
+    probe = subprocess.run([*apart("probe"), "true"], capture_output=True, check=False, timeout=20)
+    if probe.returncode:
+        pytest.skip(f"integration: no namespaces can be made here: {probe.stderr.decode()}")
+    rng = random.Random(1)
+    world, posted = World({TOKEN: ALL}, rng=rng), set[str]()
+
+    def heard(got: Received) -> None:
+        posted.add(json.loads(got.body)["unique_id"])
+
+    with nats_server(tmp_path / "nats", LOGIN) as server, mosquitto(tmp_path / "broker") as broker:
+        async with serve(world) as upstream, receive(on_delivery=heard) as crm:
+            manifests = rendered(values(upstream.url, crm.url, broker.url(), server))
+            with deployed(manifests, tmp_path) as pods:
+                assert workload(manifests)["spec"]["replicas"] == len(pods.names)
+                for name in pods.names:
+                    await pods.start(name)
+                await pods.until_divided()
+                await all_arrive(world, rng, posted)
+                doctor = one(manifests, "Pod", "doctor")["spec"]["containers"][0]
+                arguments = [str(pods.config) if "/etc/" in each else each for each in doctor["args"]]
+                told = run(*arguments, "--json", cwd=tmp_path, env=pods.environment(doctor))
+                findings = [json.loads(line) for line in told.stdout.splitlines()]
+                verdicts = {(each["about"], each["check"]): each["verdict"] for each in findings}
+                assert verdicts["outbox", "streams"] == "ok", findings
+                assert verdicts["sink broker", "login"] == "ok", findings
+                assert pods.terminate(pods.names[1]) == 0
+                await pods.until_divided()
+                await all_arrive(world, rng, posted)
+                assert await pods.figures("bridge_source_connected") == [1, 1]
+                assert {0} == set(await pods.figures("bridge_outbox_rows"))
+        ids = set(re.findall(r"as (bridge-\S+-broker) ", broker.log))
+        assert ids == {f"bridge-{name}-broker" for name in pods.names}
+        assert "already connected" not in broker.log
