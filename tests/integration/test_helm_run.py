@@ -22,7 +22,7 @@ from bridge.event import rfc3339
 from bridge.ids import ulid
 from bridge.receiver import Received, receive
 from bridge.standin import ALL, World, serve
-from tests.integration.helm import Manifest, environment_of, mounted, one, pod_of, rendered, workload
+from tests.integration.helm import CHART, Manifest, environment_of, mounted, one, pod_of, rendered, workload
 from tests.integration.process import Bridge, announced, run, start
 from tests.nats import NatsServer, nats_server
 from tests.servers import mosquitto, need
@@ -31,7 +31,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 TOKEN = "NNSXS.PODS.TEST"
 GATEWAYS = tuple(f"gw-{n}" for n in range(24))
-LOGIN = "authorization { user: bridge, password: 'p@ss/w:#rd' }"
+RIGHTS = ("$JS.API.>", "$JS.ACK.>", "$KV.bridge-state.>", "bridge.>", "_INBOX.>")
+"""What the README says that the user needs."""
+BOTH = f"{{publish: {json.dumps(RIGHTS)}, subscribe: {json.dumps(RIGHTS)}}}"
+LOGIN = f'authorization {{ users: [{{user: bridge, password: "p@ss/w:#rd", permissions: {BOTH}}}] }}'
 SECRETS = {
     "bridge": {"TTS_API_KEY": TOKEN},
     "nats-login": {"username": "bridge", "password": "p%40ss%2Fw%3A%23rd"},
@@ -132,6 +135,12 @@ class Pods:
             found.append(float(told[3]))
         return found
 
+    async def until_empty(self) -> None:
+        """Until each says that nothing waits for the broker, and none says less than nothing meanwhile."""
+        with anyio.fail_after(20):
+            while any(await self.figures("bridge_outbox_rows")):
+                await anyio.sleep(0.1)
+
     async def until_divided(self) -> None:
         """Until they know of each other, and follow every gateway once, each of them some."""
         count, seen = len(self.running), object()
@@ -212,7 +221,9 @@ async def test_three_pods_of_the_rendered_deployment_share_the_work(tmp_path: Pa
                 await pods.until_divided()
                 await all_arrive(world, rng, posted)
                 assert await pods.figures("bridge_source_connected") == [1, 1]
-                assert {0} == set(await pods.figures("bridge_outbox_rows"))
+                await pods.until_empty()
         ids = set(re.findall(r"as (bridge-\S+-broker) ", broker.log))
         assert ids == {f"bridge-{name}-broker" for name in pods.names}
         assert "already connected" not in broker.log
+        assert "Permissions Violation" not in server.log
+    assert all(f"`{each}`" in (CHART / "README.md").read_text() for each in RIGHTS)

@@ -108,13 +108,18 @@ class Books:
         return source_totals(self.sums)
 
     def sink_totals(self) -> dict[str, SinkTotals]:
-        """Own counts; what waits and what is dead is everybody's, for anybody may deliver it."""
+        """Own counts; what waits and what is dead is everybody's, for anybody may deliver it.
+
+        The others' counts are those of their last sign of life: what one of them has accepted and this one
+        delivered since would be less than nothing.
+        """
         found = dict(self.sums)
         for each in self.others.values():
             for (kind, name, what), value in each.items():
                 if kind == "sink" and what in ("waiting", "dead"):
                     found[kind, name, what] = found.get((kind, name, what), 0) + value
-        return sink_totals(found)
+        held = {total: max(0, value) for total, value in found.items() if total[2] in ("waiting", "dead")}
+        return sink_totals(found | held)
 
 
 def source_totals(sums: Mapping[Total, int]) -> dict[str, SourceTotals]:
