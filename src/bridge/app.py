@@ -22,7 +22,7 @@ from bridge.control import opened_store
 from bridge.dispatch import Dispatcher
 from bridge.errors import BridgeError, OutboxError, StartError
 from bridge.event import Entity, Event
-from bridge.ingest import Ingest, Notification
+from bridge.ingest import Ingest, Notification, nowhere
 from bridge.metrics import Metrics
 from bridge.ops import StoreCollector, admin_app, metrics_app
 from bridge.ops.parts import Access, Parts
@@ -105,12 +105,14 @@ class App:
         self.sources = Sources()
         self.dispatchers = Dispatchers()
         self._outbox = outbox
-        self._shares = Shares(outbox) if isinstance(outbox, JetStreamOutbox) else None
         self._load = load
         self._trace = tracer.settled if tracer else untraced
         self._rules = RuleSet.of(())
         self._changing = anyio.Lock()
         redactor = Redactor.of(())
+        self._shares = Shares(outbox, self._redact) if isinstance(outbox, JetStreamOutbox) else None
+        self._engine = Alerting(self._redact)
+        """Judges all alerts, where this process does not share them."""
         self.report = SelfReport(time.time, random.Random())  # noqa: S311  # ids, no secrets
         self.ingest = Ingest(
             outbox,
@@ -119,7 +121,8 @@ class App:
             self.metrics,
             self.dispatchers.wake,
             tell=self.report.tell,
-            alerting=Alerting(self._redact),
+            alerting=self._shares.passing if self._shares else self._engine,
+            hand_over=self._shares.passing.hand_over if self._shares else nowhere,
             alerted=self._alerted,
             stored=tracer.stored if tracer else None,
         )
@@ -138,6 +141,7 @@ class App:
             metrics=self.metrics,
             outbox=outbox,
             ingest=self.ingest,
+            alerts=self._shares.partitions if self._shares else self._engine,
             sources=self.sources.running,
             dispatchers=self.dispatchers.running,
             config=lambda: self.config,
@@ -150,7 +154,8 @@ class App:
     async def run(self, config: Config, stop: anyio.Event, ready: Callable[[], None]) -> None:
         """Run *config* until *stop* is set; *ready* is called once everything is up."""
         failures: list[StartError] = []
-        self.ingest.alerting.load(await self._outbox.alert_states("silence" if self._shares else None))
+        if self._shares is None:
+            self._engine.load(await self._outbox.alert_states())
         waits = any(totals.waiting for totals in self._outbox.sink_totals().values())
 
         async def start() -> None:
@@ -174,7 +179,7 @@ class App:
                 self._shares.begin(self)
                 beside.start_soon(self._shares.run)
             await flow(
-                [self.sources, self.report, Ticks(self.sources.running, time.time)],
+                [self.sources, self.report, self._ticks()],
                 self.ingest,
                 [self.dispatchers],
                 stop,
@@ -183,6 +188,10 @@ class App:
             beside.cancel_scope.cancel()
         if failures:
             raise failures[0]
+
+    def _ticks(self) -> Ticks:
+        reads = self._shares.reads if self._shares else frozenset
+        return Ticks(self.sources.running, time.time, parts=reads)
 
     async def reload(self) -> None:
         """Take the config as it is on disk now; raises ConfigError or StartError, and nothing has changed."""
@@ -217,7 +226,7 @@ class App:
             self.ingest.redactor = Redactor.of(new.redact)
             self.ingest.ordered = ordered(new)
             self.ingest.appending = appending(new)
-            self.ingest.alerting.configure(new.alert_set, int(overlap(new) * SECOND))
+            self._watch(new)
             self.access = Access(new.admin.token_value, new.admin.hosts)
             self.config = new
             await self._change_sinks(old, new)
@@ -225,6 +234,14 @@ class App:
             self.metrics.config_hash.set(int(new.hash[:12] or "0", 16))
             self.metrics.reload_successful.set(1)
             self.metrics.reload_time.set(time.time())
+
+    def _watch(self, new: Config) -> None:
+        """Its alerts from now on."""
+        late = int(overlap(new) * SECOND)
+        if self._shares is None:
+            self._engine.configure(new.alert_set, late)
+        else:
+            self._shares.configure(new, late)
 
     async def _change_sinks(self, old: Config, new: Config) -> None:
         for name in list(self.dispatchers.running):
@@ -252,15 +269,9 @@ class App:
     def _owns_entity(self, source: str, entity: Entity) -> bool:
         return self._shares is None or self._shares.owns_entity(source, entity, self.config)
 
-    async def take_over(self, *, alerts: bool | None) -> None:
-        """Read what is this replica's now. *alerts*: it judges them from now on, or (False) no longer."""
+    async def take_over(self) -> None:
+        """Read what is this replica's now."""
         async with self._changing:
-            if alerts is not None:
-                states = await self._outbox.alert_states(None if alerts else "silence")
-                alerting = Alerting(self._redact)
-                alerting.load(states)
-                alerting.configure(self.config.alert_set, int(overlap(self.config) * SECOND))
-                self.ingest.alerting = alerting
             before = dict(self.sources.running)
             await self._change_sources(self.config, self.config, self.config.names())
             for name, source in self.sources.running.items():
@@ -320,10 +331,10 @@ class App:
         for (alert, sink), count in accepted.superseded.items():
             self.metrics.notified(alert, sink, "superseded", count)
 
-    def _firing(self) -> frozenset[tuple[str, str]]:
-        return frozenset(
-            (each.alert, each.key) for each in self.ingest.alerting.current() if each.state == "firing"
-        )
+    def _firing(self) -> frozenset[tuple[str, str]] | None:
+        if self._shares is not None:
+            return self._shares.partitions.firing()
+        return frozenset((each.alert, each.key) for each in self._engine.current() if each.state == "firing")
 
     def _redact(self, event: Event) -> Event:
         return self.ingest.redactor.redact(event)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 import msgspec
@@ -14,7 +14,7 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from bridge import decode
-from bridge.alerts.engine import GAP, Alerting
+from bridge.alerts.engine import GAP, Alerting, Unsettled
 from bridge.alerts.groups import Notice
 from bridge.alerts.sights import Sight
 from bridge.delivery import Route
@@ -52,6 +52,31 @@ def notification(notice: Notice) -> Notification:
     return Notification(notice.alert.name, notice.key, notice.sinks, event)
 
 
+class Judges(Protocol):
+    """Who is told what alerts see: the engine in this process, or the way to replicas that have one.
+
+    Times are ns of the server's clock; all but `hand_over` only take note.
+    """
+
+    now: int
+
+    def look(self, event: Event) -> Sequence[Sight]: ...
+
+    def gap(self, source: str, event: Event) -> None: ...
+
+    def observe(
+        self, source: str, sights: Sequence[Sight], now: int, *, only_known: bool = False
+    ) -> None: ...
+
+    def tick(self, now: int, unsettled: Unsettled, parts: Collection[str], /) -> Sequence[Notice]: ...
+
+    def rows(self) -> Mapping[AlertRow, bytes | None]: ...
+
+
+async def nowhere() -> None:
+    """The engine in this process has it already."""
+
+
 @dataclass(slots=True)
 class Ingest:
     """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery.
@@ -70,7 +95,9 @@ class Ingest:
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last events that came, as they came."""
     tell: Tell = silent
-    alerting: Alerting = field(default_factory=Alerting)
+    alerting: Judges = field(default_factory=Alerting)
+    hand_over: Callable[[], Awaitable[None]] = nowhere
+    """Sends on what `alerting` has noted, before the events it came in are stored; raises OutboxError."""
     alerted: Callable[[Sequence[Notification], Accepted], None] = lambda _notices, _accepted: None
     """Told of notifications that are stored."""
     appending: frozenset[str] = frozenset()
@@ -101,6 +128,7 @@ class Ingest:
             ]
             self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
             notices = await self._judge(taken, intakes, sights)
+            await self._insist(self.hand_over)
             for notice in notices:
                 wanted = rules.select(notice.event)
                 matched.append(wanted)
@@ -137,8 +165,20 @@ class Ingest:
                     found = self.alerting.look(reading.event)
                     self.alerting.observe(reading.source, found, now, only_known=reading.only_known)
                 case Tick():
-                    notices += map(notification, self.alerting.tick(reading.now_ns, reading.unsettled))
+                    told = self.alerting.tick(reading.now_ns, reading.unsettled, reading.parts)
+                    notices += map(notification, told)
         return notices
+
+    async def announce(self, notices: Sequence[Notification]) -> None:
+        """Store notifications that were judged apart from what is read here; raises OutboxError."""
+        rules = self.rules()
+        matched = [rules.select(notice.event) for notice in notices]
+        intakes = [self._notified(notice, wanted) for notice, wanted in zip(notices, matched, strict=True)]
+        accepted = await self.outbox.accept(Batch(intakes))
+        self._count(matched, (), accepted)
+        new = [notice for notice, is_new in zip(notices, accepted.fresh, strict=True) if is_new]
+        self.alerted(new, accepted)
+        self.wake(accepted.sinks)
 
     def _server_ns(self, received: float) -> int:
         """The server's clock by the last tick, or before the first by ours."""

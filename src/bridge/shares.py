@@ -1,13 +1,13 @@
 """This replica's share of what all of them do on one JetStream: sources, alerts, pauses, rate limits.
 
-Alerts have one owner, and it is who reads: with alerts in the rules one lease covers all sources and the
-alerts, and the other replicas deliver. Without alerts each source is leased in SHARDS parts, an application
-with all its devices to one of them.
+Each source is leased in SHARDS parts, an application with all its devices to one of them, and the alerts in
+PARTITIONS. Who reads does not judge: what alerts see goes through a log to the owner of its partition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
@@ -15,13 +15,15 @@ import msgspec
 import structlog
 
 from bridge.alerts.sights import AlertSet
-from bridge.alerts.silences import Silence
+from bridge.alerts.silences import KEEP, Silence
 from bridge.config import Config
 from bridge.errors import OutboxError, StartError
-from bridge.event import Entity
-from bridge.ingest import Ingest
-from bridge.outbox import PauseState
+from bridge.event import Entity, Event
+from bridge.ingest import Ingest, Notification
+from bridge.outbox import Batch, PauseState
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
+from bridge.partitions import LEASES, Partitions
+from bridge.passing import Passing
 from bridge.roster import Dispatchers
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.plan import shard
@@ -29,7 +31,6 @@ from bridge.sources.plan import shard
 log = structlog.get_logger()
 
 SHARDS = 12  # parts of a source: evenly shared by 2, 3, 4, 6 or 12 replicas
-INTAKE = "intake"  # the lease of all sources together with the alerts
 
 
 class Runs(Protocol):
@@ -39,21 +40,19 @@ class Runs(Protocol):
     ingest: Ingest
     dispatchers: Dispatchers
 
-    async def take_over(self, *, alerts: bool | None) -> None: ...
+    async def take_over(self) -> None: ...
 
     async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None: ...
 
 
-def lease_names(config: Config) -> list[str]:
-    if has_alerts(config.alert_set):
-        return [INTAKE]
-    return [part for name in sorted(config.sources) for part in parts_of(name, config)]
+def lease_names(config: Config) -> tuple[list[str], list[str]]:
+    """Those of sources and those of alerts: of each kind every replica has as many as the others."""
+    sources = [part for name in sorted(config.sources) for part in parts_of(name, config)]
+    return sources, list(LEASES) if has_alerts(config.alert_set) else []
 
 
 def parts_of(source: str, config: Config) -> list[str]:
-    """The leases of one source."""
-    if has_alerts(config.alert_set):
-        return [INTAKE]
+    """The leases of one source, in the order of what `shard` says."""
     if config.sources[source].type != "tts":
         return [source]
     return [part_of(source, number) for number in range(SHARDS)]
@@ -78,21 +77,38 @@ def part_of_rate(sink: SinkConfig, replicas: int) -> SinkConfig:
 class Shares:
     """`run` goes on beside the pipeline; `begin` comes before it."""
 
-    def __init__(self, outbox: JetStreamOutbox) -> None:
+    def __init__(self, outbox: JetStreamOutbox, redact: Callable[[Event], Event]) -> None:
         self._outbox = outbox
         self._app: Runs
         self._owned: frozenset[str] = frozenset()
+        self._reads: frozenset[str] = frozenset()
         self._replicas = 1
         self._silences: dict[str, bytes] = {}
+        self.passing = Passing(outbox.name, outbox.boot, outbox.publish_sights, outbox.leasing.sure, redact)
+        self.partitions = Partitions(outbox, self._announce)
+
+    async def _announce(self, notices: Sequence[Notification]) -> None:
+        await self._app.ingest.announce(notices)
 
     def begin(self, app: Runs) -> None:
         self._app = app
         self._outbox.arrived = app.dispatchers.wake
         self._outbox.paused = self._paused
-        self._outbox.fence = self._fence
+        self._outbox.leaving = self._leave
 
-    async def _fence(self) -> bool:
-        return await self._outbox.leasing.fence(INTAKE)
+    async def _leave(self) -> None:
+        if has_alerts(self._app.config.alert_set):
+            await self.passing.leave()
+
+    def configure(self, config: Config, overlap: int) -> None:
+        """*overlap* in ns."""
+        self.passing.configure(config.alert_set)
+        parts = {name: parts_of(name, config) for name in config.sources}
+        self.partitions.configure(config.alert_set, overlap, parts)
+
+    def reads(self) -> frozenset[str]:
+        """By which leases this replica reads: it follows already whoever belongs to them."""
+        return self._reads
 
     def _paused(self, sink: str, pause: PauseState | None) -> None:
         dispatcher = self._app.dispatchers.running.get(sink)
@@ -110,6 +126,11 @@ class Shares:
         return part_of_rate(sink, self._replicas)
 
     async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.partitions.run)
+            await self._rounds()
+
+    async def _rounds(self) -> None:
         failing = False
         while True:
             try:
@@ -126,7 +147,7 @@ class Shares:
     async def _round(self) -> None:
         app, leasing = self._app, self._outbox.leasing
         if app.config.hash:
-            await leasing.round(lease_names(app.config))
+            await leasing.round(*lease_names(app.config))
         await self._own(leasing.sure())
         if has_alerts(app.config.alert_set):
             await self._share_silences()
@@ -143,16 +164,26 @@ class Shares:
             log.warning("what runs could not be changed", error=str(error))
 
     async def _own(self, owned: frozenset[str]) -> None:
+        """Who is new is claimed as read only when it is followed, and who is left no more from now on."""
         before, self._owned = self._owned, owned
+        self.partitions.own(frozenset(number for number, name in enumerate(LEASES) if name in owned))
         if owned == before:
             return
-        judged, judges = INTAKE in before, INTAKE in owned
-        await self._app.take_over(alerts=None if judged == judges else judges)
+        self._reads &= owned
+        if owned.difference(LEASES) != before.difference(LEASES):
+            await self._app.take_over()
+        self._reads = owned.difference(LEASES)
         log.info("leases", held=sorted(owned))
 
     async def _share_silences(self) -> None:
-        """Those that another replica, or a command, has stored."""
+        """Those that another replica, or a command, has stored; those long over are let go."""
+        now = time.time()
         for _, _, key, state in await self._outbox.alert_states("silence"):
-            if self._silences.get(key) != state:
+            silence = msgspec.json.decode(state, type=Silence)
+            if silence.ends + KEEP < now:
+                await self._outbox.accept(Batch(alerts={("silence", "", key): None}))
+                self._silences.pop(key, None)
+                self.partitions.silences.pop(key, None)
+            elif self._silences.get(key) != state:
                 self._silences[key] = state
-                self._app.ingest.alerting.silence(msgspec.json.decode(state, type=Silence))
+                self.partitions.silence(silence)

@@ -14,12 +14,22 @@ EVERY = 0.5  # seconds: timers of alerts are exact to a second
 
 
 class Ticks:
-    """To `pipeline.flow` a source. *sources* are those that run, *now* is unix seconds."""
+    """To `pipeline.flow` a source. *sources* are those that run, *now* is unix seconds.
 
-    def __init__(self, sources: Mapping[str, Source], now: Callable[[], float], every: float = EVERY) -> None:
+    *parts* says by which leases this replica reads, of several that share sources.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        now: Callable[[], float],
+        every: float = EVERY,
+        parts: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self._sources = sources
         self._now = now
         self._every = every
+        self._parts = parts
 
     async def run(self, into: MemoryObjectSendStream[Reading]) -> None:
         while True:
@@ -35,4 +45,4 @@ class Ticks:
         unsettled: dict[str, frozenset[Entity] | None] = {
             name: each.unsettled for name, each in standings.items() if each.unsettled != frozenset()
         }
-        return Tick(min(clocks, default=int(self._now() * 1e9)), unsettled)
+        return Tick(min(clocks, default=int(self._now() * 1e9)), unsettled, self._parts())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.alerts.partition import PARTITIONS
 from bridge.config import Config, load
 from bridge.event import Entity
 from bridge.shares import SHARDS, lease_names, part_of_rate, parts_of
@@ -39,18 +40,18 @@ def config(folder: Path, rules: str) -> Config:
     return load(folder / "bridge.yaml", {})
 
 
-def test_without_alerts_the_parts_of_a_source_are_leased(tmp_path: Path) -> None:
+def test_the_parts_of_a_source_are_leased_whether_or_not_there_are_alerts(tmp_path: Path) -> None:
     """And a recording as a whole."""
-    found = config(tmp_path, RULES)
-    assert lease_names(found) == [*(f"eu1/{n}" for n in range(SHARDS)), "lab"]
-    assert parts_of("lab", found) == ["lab"]
+    for rules in (RULES, RULES + ALERT):
+        found = config(tmp_path, rules)
+        assert lease_names(found)[0] == [*(f"eu1/{n}" for n in range(SHARDS)), "lab"]
+        assert parts_of("lab", found) == ["lab"]
 
 
-def test_with_alerts_who_reads_judges(tmp_path: Path) -> None:
-    """One lease for all: alerts look at all sources."""
-    found = config(tmp_path, RULES + ALERT)
-    assert lease_names(found) == ["intake"]
-    assert parts_of("eu1", found) == parts_of("lab", found) == ["intake"]
+def test_alerts_are_leased_in_partitions_of_their_own(tmp_path: Path) -> None:
+    """Where there are any; no source can have the name of one."""
+    assert lease_names(config(tmp_path, RULES))[1] == []
+    assert lease_names(config(tmp_path, RULES + ALERT))[1] == [f"alerts {n}" for n in range(PARTITIONS)]
 
 
 def test_an_application_and_its_devices_are_in_one_part() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -246,7 +246,7 @@ class Alerting:
 
     # Time
 
-    def tick(self, now: int, unsettled: Unsettled) -> list[Notice]:
+    def tick(self, now: int, unsettled: Unsettled, _parts: Collection[str] = ()) -> list[Notice]:
         """What is to be told at *now*, the server's clock, in the order of its time."""
         self.now = max(self.now, now)
         if unsettled != self._unsettled:
@@ -429,6 +429,10 @@ class Alerting:
             if alert.kind == "absent":
                 found[alert.by] += self.tally.phases[alert.name, "firing"]
         return found
+
+    def count(self, phase: str) -> int:
+        """How many are in *phase*, told or not."""
+        return sum(count for (_, each), count in self.tally.phases.items() if each == phase)
 
     def current(self) -> list[Current]:
         """All that is pending or firing, with why nobody is told of it."""

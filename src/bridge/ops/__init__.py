@@ -121,7 +121,7 @@ async def measure(parts: Parts) -> None:
     config = parts.config()
     metrics.store_bytes.set(used)
     metrics.store_limit.set(config.max_size)
-    publish(metrics, parts.ingest.alerting)
+    publish(metrics, parts.alerts)
     if config.nats is not None:
         return
     with suppress(OSError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bridge.alerts.engine import Alerting
 from bridge.metrics import ALERT_STATES, ENTITY_KINDS, Metrics
+from bridge.ops.parts import Alerts
 
 
-def publish(metrics: Metrics, alerting: Alerting) -> None:
+def publish(metrics: Metrics, alerting: Alerts) -> None:
     """Set the gauges to what is, and move the counters by what has happened since the last call."""
     tally = alerting.tally
     for alert in alerting.alerts.alerts:

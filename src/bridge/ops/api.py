@@ -80,7 +80,7 @@ def api_routes(parts: Parts) -> list[Route]:
 
 def alert_routes(parts: Parts) -> list[Route]:
     async def alerts(_: Request) -> Response:
-        alerting, now = parts.ingest.alerting, parts.now()
+        alerting, now = parts.alerts, parts.now()
         silences = [
             msgspec.to_builtins(each) | {"state": each.state(now)} for each in alerting.silences.values()
         ]
@@ -93,7 +93,7 @@ def alert_routes(parts: Parts) -> list[Route]:
         except (msgspec.DecodeError, ValueError) as error:
             return JSONResponse({"error": f"not a silence: {error}"}, 400)
         await parts.outbox.accept(Batch(alerts=silence_row(found)))
-        parts.ingest.alerting.silence(found)
+        parts.alerts.silence(found)
         return JSONResponse({"id": found.id})
 
     return [Route("/api/alerts", alerts), Route("/api/silences", silence, methods=["POST"])]
@@ -174,7 +174,7 @@ async def status(parts: Parts) -> dict[str, Any]:
         "ready": not ready(parts),
         "not_ready": ready(parts),
         "outbox": {"bytes": await parts.outbox.bytes_used()},
-        "alerts": {phase: _in_phase(parts, phase) for phase in ("pending", "firing")},
+        "alerts": {phase: parts.alerts.count(phase) for phase in ("pending", "firing")},
         "sources": {
             source.name: asdict(source.status()) | asdict(source_totals.get(source.name, SourceTotals()))
             for source in parts.sources.values()
@@ -189,11 +189,6 @@ async def status(parts: Parts) -> dict[str, Any]:
             for name in names
         },
     }
-
-
-def _in_phase(parts: Parts, phase: str) -> int:
-    """How many alerts of a key are in *phase*, told or not."""
-    return sum(count for (_, each), count in parts.ingest.alerting.tally.phases.items() if each == phase)
 
 
 def _age(since: float | None, now: float) -> float | None:

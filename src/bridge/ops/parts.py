@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from bridge.alerts.engine import Current, Tally
+from bridge.alerts.sights import AlertSet
+from bridge.alerts.silences import Silence
 from bridge.config import Config
 from bridge.dispatch import Dispatcher
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.outbox import Outbox
 from bridge.sources import Source
+
+
+class Alerts(Protocol):
+    """What alerts say; of several replicas each counts what it judges, and lists what all judge."""
+
+    alerts: AlertSet
+    silences: dict[str, Silence]
+
+    @property
+    def tally(self) -> Tally: ...
+
+    def silent(self) -> Counter[str]:
+        """How many are missed, by what their alert goes by."""
+        ...
+
+    def count(self, phase: str) -> int:
+        """How many alerts of a key are in *phase*, told or not."""
+        ...
+
+    def current(self) -> Sequence[Current]: ...
+
+    def silence(self, silence: Silence) -> None:
+        """One that is stored."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +52,7 @@ class Parts:
     metrics: Metrics
     outbox: Outbox
     ingest: Ingest
+    alerts: Alerts
     sources: Mapping[str, Source]
     dispatchers: Mapping[str, Dispatcher]
     config: Callable[[], Config]

@@ -57,11 +57,12 @@ class Tick:
     """Time, in order with what was read: everything of a settled source that came before it is before it.
 
     *now_ns* is the server's clock. *unsettled* are the sources that have not finished their replay, and
-    for whom; None for everybody.
+    for whom; None for everybody. *parts* are the leases by which this replica read then, if there are any.
     """
 
     now_ns: int
     unsettled: Mapping[str, frozenset[Entity] | None] = field(default_factory=dict)
+    parts: frozenset[str] = frozenset()
 
 
 Reading: TypeAlias = Arrival | Started | Reconciled | Tick

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from bridge.errors import OutboxError
 from bridge.outbox.jetstream.link import Link, Stored, UncertainError
+from bridge.outbox.jetstream.reading import newest
 
 T = TypeVar("T")
 
@@ -17,7 +18,7 @@ TRIES = 100  # compare-and-set rounds before it is told as a failure
 
 
 class Entry(NamedTuple):
-    """A value and its revision; *at* by the server's clock, RFC 3339."""
+    """A value and its revision; *at* by the server's clock, RFC 3339, where it was asked for."""
 
     key: str
     value: bytes
@@ -45,8 +46,10 @@ class Bucket:
         """The new revision; None if the key is not at revision *expect* (0: not there)."""
         return await self._link.publish(self._prefix + key, value, expect=expect)
 
-    async def forget(self, key: str) -> None:
-        await self._link.purge(self._stream, subject=self._prefix + key)
+    async def forget(self, key: str, *, upto: int | None = None) -> None:
+        """*upto*: only if it has not been changed since this revision."""
+        before = None if upto is None else upto + 1
+        await self._link.purge(self._stream, subject=self._prefix + key, before=before)
 
     async def keys(self, under: str) -> list[str]:
         """Those below *under*, such as `alerts`."""
@@ -58,6 +61,12 @@ class Bucket:
         keys = sorted(await self.keys(under))
         found = await asyncio.gather(*(self.get(key, direct=True) for key in keys))
         return [each for each in found if each is not None]
+
+    async def newest(self, under: str) -> AsyncIterator[Entry]:
+        """The entries below *under*, which may have wildcards, by one copy of the bucket, in no order."""
+        async for each in newest(self._link, self._stream, f"{self._prefix}{under}.>"):
+            key = each.subject.removeprefix(self._prefix)
+            yield Entry(key, each.data, each.metadata.sequence.stream, "")
 
     async def update(self, key: str, kind: type[T], change: Callable[[T | None], T | None]) -> T | None:
         """Put in the place of the value of *key* what *change* makes of it; None from it leaves it alone.

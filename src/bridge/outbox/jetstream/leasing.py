@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import structlog
 
 from bridge.leases import Entry, GiveBack, Leases, Take, share
-from bridge.outbox.jetstream.desk import Desk
+from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.replicas import Replicas
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.wire import token
@@ -33,11 +35,13 @@ class Leasing:
         """What this replica may act on right now."""
         return self._leases.sure(monotonic())
 
-    async def round(self, names: list[str]) -> None:
-        """Renew, take and give back, so that *names* are shared evenly; raises OutboxError."""
-        entries = {name: await self._look(name) for name in {*names, *self._leases.held}}
+    async def round(self, *kinds: Sequence[str]) -> None:
+        """Renew, take and give back, so that the names of each kind are shared evenly; raises OutboxError."""
+        names = sorted({*self._leases.held}.union(*kinds))
+        entries = dict(zip(names, await together(map(self._look, names)), strict=True))
         holders = {name: entry.holder for name, entry in entries.items() if entry and entry.holder}
-        wanted = share(names, holders, self._replicas.alive, self._desk.me)
+        alive, me = self._replicas.alive, self._desk.me
+        wanted = frozenset[str]().union(*(share(kind, holders, alive, me) for kind in kinds))
         for name, entry in entries.items():
             asked = monotonic()
             match self._leases.step(name, entry, asked, wanted=name in wanted):

@@ -37,12 +37,14 @@ from bridge.outbox.jetstream.bucket import Bucket
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.handing import Handing
 from bridge.outbox.jetstream.importing import take_in
+from bridge.outbox.jetstream.judged import Judged, stored_rows
 from bridge.outbox.jetstream.leasing import Leasing
 from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Watch, connected, unwatched
 from bridge.outbox.jetstream.questions import Questions
 from bridge.outbox.jetstream.replicas import Replicas, own_name
 from bridge.outbox.jetstream.routing import Intakes, Router
+from bridge.outbox.jetstream.sights import SightLog, publish
 from bridge.outbox.jetstream.streams import EVENTS, Windows, prepared
 from bridge.outbox.jetstream.upkeep import Upkeep
 from bridge.outbox.jetstream.wire import Subjects, sink_of, sink_token, token
@@ -86,13 +88,15 @@ class JetStreamOutbox:
         self._upkeep = Upkeep(desk, self._letters)
         self._questions = Questions(desk)
         self._handing = Handing(desk, anew=False)
+        self.boot = boot
+        """Tells this process from others under its name."""
         self.replicas = Replicas(desk, boot)
         self.leasing = Leasing(desk, self.replicas)
         self.arrived: Callable[[frozenset[str]], None] = lambda _sinks: None
         self.paused: Callable[[str, PauseState | None], None] = lambda _sink, _pause: None
         """Called when some replica has paused a sink, or (None) ended its pause."""
-        self.fence: Callable[[], Awaitable[bool]] | None = None
-        """Asked before anything of alerts is stored: is it still this replica that judges them?"""
+        self.leaving: Callable[[], Awaitable[None]] | None = None
+        """Called before the leases are given back."""
         self.is_killed = False
         """For tests: it ends as by a kill, without giving back or writing down anything."""
 
@@ -165,6 +169,8 @@ class JetStreamOutbox:
             await self._handing.close()
             await self._router.close()
             if not self._desk.replaced:
+                if self.leaving is not None:
+                    await self.leaving()
                 await self.leasing.end()
                 await self.replicas.end()
         except OutboxError as error:
@@ -172,7 +178,6 @@ class JetStreamOutbox:
 
     async def accept(self, batch: Batch) -> Accepted:
         self._desk.check()
-        batch, fenced = await self._fenced(batch)
         intakes = batch.intakes
         dropped = await self._make_room(intakes)
         told = [each for each in intakes if each.source == NOTIFIED]
@@ -192,21 +197,7 @@ class JetStreamOutbox:
             elif intake.routes:
                 sinks.update(route.sink for route in intake.routes)
         self._intakes.finished(intakes)
-        fresh += (False,) * len(fenced)  # notifications come last in a batch
-        for each in fenced:
-            self._desk.books.move("source", each.source, received=1, duplicate=1)
         return Accepted(fresh, frozenset(sinks), dropped, superseded)
-
-    async def _fenced(self, batch: Batch) -> tuple[Batch, Sequence[Intake]]:
-        """*batch* without what another replica judges by now, and the notifications that were left out."""
-        states = {row: state for row, state in batch.alerts.items() if row[0] != "silence"}
-        told = [each for each in batch.intakes if each.source == NOTIFIED]
-        if self.fence is None or not (states or told) or await self.fence():
-            return batch, ()
-        log.warning("alerts are judged by another replica, these are left to it", notifications=len(told))
-        others = [each for each in batch.intakes if each.source != NOTIFIED]
-        silences = {row: state for row, state in batch.alerts.items() if row[0] == "silence"}
-        return dataclasses.replace(batch, intakes=others, alerts=silences), told
 
     async def _routed(self) -> None:
         """Wait for the router, so that what was accepted can be delivered."""
@@ -307,7 +298,35 @@ class JetStreamOutbox:
     async def alert_states(self, part: str | None = None) -> list[tuple[str, str, str, bytes]]:
         entries = await self.bucket.all("alerts" if part is None else f"alerts.{part}")
         read = [msgspec.json.decode(entry.value, type=Remembered) for entry in entries]
-        return [(each.names[0], each.names[1], each.names[2], each.value.encode()) for each in read]
+        found = [(each.names[0], each.names[1], each.names[2], each.value.encode()) for each in read]
+        if part != "silence":
+            judged = [(*names, state) async for names, state in stored_rows(self.bucket)]
+            found += [each for each in judged if part in (None, each[0])]
+        return found
+
+    def judged_rows(self, what: str) -> AsyncIterator[tuple[AlertRow, bytes]]:
+        """What is stored of alerts, of one kind, whoever judges them."""
+        return stored_rows(self.bucket, what)
+
+    async def follow(self, keys: str, hear: Callable[[str, bytes], None]) -> None:
+        """Call *hear* with what is put into the bucket under *keys*, until cancelled; some may be missed."""
+        prefix = f"$KV.{self._desk.subjects.stream('state')}."
+        changes = await self._desk.link.client.subscribe(prefix + keys)
+        async for message in changes.messages:
+            hear(message.subject.removeprefix(prefix), message.data)
+
+    def judged(self, number: int) -> Judged:
+        """What is stored of a partition of the alerts."""
+        return Judged(self.bucket, number, self._desk.me)
+
+    def sight_log(self, number: int) -> SightLog:
+        """What its owner judges."""
+        return SightLog(self._desk, number)
+
+    async def publish_sights(self, messages: Sequence[tuple[int, bytes, str]]) -> None:
+        """Partition, body and id of each, in order; raises OutboxError: then the same again."""
+        self._desk.check()
+        await publish(self._desk, messages)
 
     async def recall(self, sink: str) -> Mapping[str, bytes]:
         entries = await self.bucket.all(f"memory.{sink_token(sink)}")

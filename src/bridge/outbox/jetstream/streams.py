@@ -16,6 +16,7 @@ from bridge.outbox.jetstream.wire import Subjects, sink_token
 log = structlog.get_logger()
 
 EVENTS, DELIVERIES, SETTLED, ATTEMPTS, DEAD = "events", "deliveries", "settled", "attempts", "dead"
+SIGHTS = "sights"
 ROUTER = "router"  # the consumer on the events
 KEPT = 20  # attempts, and decisions, kept of one delivery
 NANO = 1_000_000_000
@@ -55,7 +56,15 @@ def definitions(link: Link, windows: Windows) -> dict[str, dict[str, Any]]:
     latest = {"retention": "limits", "max_msgs_per_subject": 1, "discard": "old"}
     history = {"retention": "limits", "max_msgs_per_subject": KEPT, "discard": "old"}
     queue = {"retention": "workqueue", "max_msgs_per_subject": 1, "discard": "old"}
-    kinds = {EVENTS: latest, DELIVERIES: queue, SETTLED: history, ATTEMPTS: history, DEAD: latest}
+    log_of_sights = {"retention": "limits", "max_msgs_per_subject": -1, "discard": "new", "max_bytes": -1}
+    kinds = {
+        EVENTS: latest,
+        DELIVERIES: queue,
+        SETTLED: history,
+        ATTEMPTS: history,
+        DEAD: latest,
+        SIGHTS: log_of_sights,
+    }
     prefix = address.stream
     made = {
         kind: common | shape | {"name": f"{prefix}-{kind}", "subjects": [f"{prefix}.{kind}.>"]}

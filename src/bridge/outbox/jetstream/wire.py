@@ -5,6 +5,7 @@
     <stream>.settled.<sink>.<event>.<n>                 what was decided about it, newest last
     <stream>.attempts.<sink>.<event>.<n>                attempts that were made, newest last
     <stream>.dead.<sink>.<event>.<n>                    a dead letter
+    <stream>.sights.<partition>                         what alerts see of events, and how far readers are
 
 <event> is the sequence number of the event's message, <n> which of its deliveries it is: together the row
 `event << 20 | n`, as in the SQLite store. A message's own JSON is in the header `Bridge`, in ASCII, so that
@@ -231,6 +232,9 @@ class Subjects:
         """A filter over settled, attempts or dead."""
         sink_part = "*" if sink is None else sink_token(sink)
         return f"{self.prefix}.{kind}.{sink_part}.{'*' if event is None else event}.*"
+
+    def sights(self, number: int) -> str:
+        return f"{self.prefix}.sights.{number}"
 
     def wake(self, sink: str) -> str:
         """Not stored: something new waits for *sink*."""
