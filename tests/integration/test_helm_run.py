@@ -1,229 +1,89 @@
-"""What the chart renders, run: three pods of its Deployment on a real nats-server, with a host name each."""
+"""What the chart renders, run: replicas share the work, and what they tell Prometheus is counted once."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
-import msgspec
 import pytest
 
-from bridge.event import rfc3339
-from bridge.ids import ulid
-from bridge.receiver import Received, receive
-from bridge.standin import ALL, World, serve
-from tests.integration.helm import CHART, Manifest, environment_of, mounted, one, pod_of, rendered, workload
-from tests.integration.process import Bridge, announced, run, start
-from tests.nats import NatsServer, nats_server
-from tests.servers import mosquitto, need
+from tests.integration.helm import CHART, one
+from tests.integration.pods import GATEWAYS, RIGHTS, site
+from tests.integration.process import run
+from tests.integration.test_helm_nats import backlog_age
+from tests.integration.test_prometheus import ask, prometheus, queries, shipped_alerts
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-TOKEN = "NNSXS.PODS.TEST"
-GATEWAYS = tuple(f"gw-{n}" for n in range(24))
-RIGHTS = ("$JS.API.>", "$JS.ACK.>", "$KV.bridge-state.>", "bridge.>", "_INBOX.>")
-"""What the README says that the user needs."""
-BOTH = f"{{publish: {json.dumps(RIGHTS)}, subscribe: {json.dumps(RIGHTS)}}}"
-LOGIN = f'authorization {{ users: [{{user: bridge, password: "p@ss/w:#rd", permissions: {BOTH}}}] }}'
-SECRETS = {
-    "bridge": {"TTS_API_KEY": TOKEN},
-    "nats-login": {"username": "bridge", "password": "p%40ss%2Fw%3A%23rd"},
-}
-LONG = "lorawan-event-router-for-all-of-the-northern-plants"
-"""The name of the release: pods of the Deployment differ only after its first 48 characters."""
-
-
-def values(upstream: str, crm: str, broker: str, server: NatsServer) -> dict[str, Any]:
-    gateways = [{"gateway": name} for name in GATEWAYS]
-    return {
-        "image.repository": "bridge",
-        "fullnameOverride": LONG,
-        "replicaCount": 3,
-        "existingSecret": "bridge",
-        "outbox.nats": {
-            "servers": [f"nats://127.0.0.1:{server.port}"],
-            "replicas": 1,
-            "options": {"lease": "2s", "ack_wait": "3s"},
-            "existingSecret": "nats-login",
-            "usernameKey": "username",
-            "passwordKey": "password",
-        },
-        "config": {
-            "sources": {
-                "eu1": {
-                    "type": "tts",
-                    "url": upstream,
-                    "api_key": "${env:TTS_API_KEY}",
-                    "identifiers": gateways,
-                }
-            },
-            "sinks": {
-                "crm": {"type": "webhook", "url": crm, "allow_private_networks": True},
-                "broker": {"type": "mqtt", "url": broker},
-            },
-            "max_size": "64MiB",
-            "log": {"format": "json"},
-        },
-        "rules": {"all.yaml": {"rules": [{"name": "all", "match": {}, "send": ["crm", "broker"]}]}},
-    }
-
-
-def pod_names(deployment: Manifest) -> list[str]:
-    """As the API server makes them: the ReplicaSet's name, cut so that with five more it is a host name."""
-    base = f"{deployment['metadata']['name']}-6b7f9c8d5d-"[:58]
-    return [f"{base}{end}" for end in ("4xk2p", "9wqzt", "mm7hd")]
-
-
-def apart(name: str) -> list[str]:
-    """Before a command that is to run as a container does: under a host name of its own, as process 1."""
-    user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return [
-        *(need("unshare"), *user, "--uts", "--pid", "--fork", "--kill-child"),
-        *("sh", "-c", 'hostname "$0" && exec "$@"', name),
-    ]
-
-
-class Pods:
-    """The replicas of one Deployment by their names."""
-
-    def __init__(self, manifests: list[Manifest], folder: Path) -> None:
-        self.names = pod_names(workload(manifests))
-        self.running: dict[str, Bridge] = {}
-        self.config = mounted(manifests, folder / "etc")
-        self.container = pod_of(manifests)["containers"][0]
-        self.folder = folder
-
-    async def start(self, name: str) -> None:
-        folder = self.folder / name
-        folder.mkdir()
-        arguments = ["-c", str(self.config), "--watch"]
-        bridge = start(folder, arguments=arguments, env=self.environment(self.container), prefix=apart(name))
-        self.running[name] = bridge
-        await announced(bridge)
-
-    def environment(self, container: Mapping[str, Any]) -> dict[str, str]:
-        """The pod's, and as all of them are on this machine, ports of their own."""
-        found = environment_of(container, SECRETS)
-        assert found.pop("BRIDGE_CONFIG") == "/etc/bridge/bridge.yaml"
-        return found | {"BRIDGE_ADMIN__LISTEN": "127.0.0.1:0", "BRIDGE_ADMIN__METRICS_LISTEN": "127.0.0.1:0"}
-
-    def terminate(self, name: str) -> int:
-        """As the kubelet ends a container; returns the exit code of its process 1."""
-        bridge = self.running.pop(name)
-        above = bridge.process.pid
-        inside = int(Path(f"/proc/{above}/task/{above}/children").read_text().split()[0])
-        os.kill(inside, signal.SIGTERM)
-        return bridge.process.wait(60)
-
-    async def figures(self, name: str) -> list[float]:
-        """The one figure of a metric by each replica; of a source or a sink it is eu1's or broker's."""
-        wanted = re.compile(rf'^{name}(\{{(source="eu1"|sink="broker"[^}}]*)\}})? ([0-9.e+]+)$', re.M)
-        found = []
-        for each in self.running.values():
-            told = wanted.search(await each.metrics())
-            assert told is not None, name
-            found.append(float(told[3]))
-        return found
-
-    async def until_empty(self) -> None:
-        """Until each says that nothing waits for the broker, and none says less than nothing meanwhile."""
-        with anyio.fail_after(20):
-            while any(await self.figures("bridge_outbox_rows")):
-                await anyio.sleep(0.1)
-
-    async def until_divided(self) -> None:
-        """Until they know of each other, and follow every gateway once, each of them some."""
-        count, seen = len(self.running), object()
-        with anyio.move_on_after(40):
-            while True:
-                replicas = await self.figures("bridge_replicas")
-                followed = await self.figures("bridge_source_entities")
-                seen = replicas, followed
-                if set(replicas) == {count} and sum(followed) == len(GATEWAYS) and all(followed):
-                    return
-                await anyio.sleep(0.1)
-        raise AssertionError(seen)
-
-
-@contextmanager
-def deployed(manifests: list[Manifest], folder: Path) -> Iterator[Pods]:
-    pods = Pods(manifests, folder)
-    try:
-        yield pods
-    finally:
-        for each in pods.running.values():
-            each.kill()
-
-
-def connects(name: str, rng: random.Random) -> tuple[str, bytes]:
-    """A gateway that connects now: the event's unique_id and body."""
-    ns = time.time_ns()
-    event = {
-        "name": "gs.gateway.connect",
-        "time": rfc3339(ns),
-        "identifiers": [{"gateway_ids": {"gateway_id": name, "eui": "58A0CBFFFE800001"}}],
-        "unique_id": ulid(ns, rng),
-    }
-    return str(event["unique_id"]), msgspec.json.encode(event)
-
-
-async def all_arrive(world: World, rng: random.Random, posted: set[str]) -> None:
-    """One event of every gateway, whichever replica follows it."""
-    events = [connects(name, rng) for name in GATEWAYS]
-    for _, body in events:
-        world.publish(body)
-    missing = {unique_id for unique_id, _ in events}
-    with anyio.move_on_after(40):
-        while missing - posted:
-            await anyio.sleep(0.1)
-    assert not missing - posted
+JOB = {"job": "x", "namespace": "lorawan"}
 
 
 @pytest.mark.timeout(150)
 async def test_three_pods_of_the_rendered_deployment_share_the_work(tmp_path: Path) -> None:
     """Each by its own name, to NATS and to the broker, however long the release's; who ends hands over."""
-    probe = subprocess.run([*apart("probe"), "true"], capture_output=True, check=False, timeout=20)
-    if probe.returncode:
-        pytest.skip(f"integration: no namespaces can be made here: {probe.stderr.decode()}")
-    rng = random.Random(1)
-    world, posted = World({TOKEN: ALL}, rng=rng), set[str]()
-
-    def heard(got: Received) -> None:
-        posted.add(json.loads(got.body)["unique_id"])
-
-    with nats_server(tmp_path / "nats", LOGIN) as server, mosquitto(tmp_path / "broker") as broker:
-        async with serve(world) as upstream, receive(on_delivery=heard) as crm:
-            manifests = rendered(values(upstream.url, crm.url, broker.url(), server))
-            with deployed(manifests, tmp_path) as pods:
-                assert workload(manifests)["spec"]["replicas"] == len(pods.names)
-                for name in pods.names:
-                    await pods.start(name)
-                await pods.until_divided()
-                await all_arrive(world, rng, posted)
-                doctor = one(manifests, "Pod", "doctor")["spec"]["containers"][0]
-                arguments = [str(pods.config) if "/etc/" in each else each for each in doctor["args"]]
-                told = run(*arguments, "--json", cwd=tmp_path, env=pods.environment(doctor))
-                findings = [json.loads(line) for line in told.stdout.splitlines()]
-                verdicts = {(each["about"], each["check"]): each["verdict"] for each in findings}
-                assert verdicts["outbox", "streams"] == "ok", findings
-                assert verdicts["sink broker", "login"] == "ok", findings
-                assert pods.terminate(pods.names[1]) == 0
-                await pods.until_divided()
-                await all_arrive(world, rng, posted)
-                assert await pods.figures("bridge_source_connected") == [1, 1]
-                await pods.until_empty()
-        ids = set(re.findall(r"as (bridge-\S+-broker) ", broker.log))
-        assert ids == {f"bridge-{name}-broker" for name in pods.names}
-        assert "already connected" not in broker.log
-        assert "Permissions Violation" not in server.log
+    async with site(tmp_path) as found:
+        pods = found.pods
+        await found.all_arrive()
+        doctor = one(found.manifests, "Pod", "doctor")["spec"]["containers"][0]
+        arguments = [str(pods.config) if "/etc/" in each else each for each in doctor["args"]]
+        told = run(*arguments, "--json", cwd=tmp_path, env=pods.environment(doctor))
+        findings = [json.loads(line) for line in told.stdout.splitlines()]
+        verdicts = {(each["about"], each["check"]): each["verdict"] for each in findings}
+        assert verdicts["outbox", "streams"] == "ok", findings
+        assert verdicts["sink broker", "login"] == "ok", findings
+        assert pods.terminate(pods.names[1]) == 0
+        await pods.until_divided()
+        await found.all_arrive()
+        assert await pods.figures("bridge_source_connected") == [1, 1]
+        await pods.until_empty()
+    ids = set(re.findall(r"as (bridge-\S+-broker) ", found.broker.log))
+    assert ids == {f"bridge-{name}-broker" for name in pods.names}
+    assert "already connected" not in found.broker.log
+    assert "Permissions Violation" not in found.server.log
     assert all(f"`{each}`" in (CHART / "README.md").read_text() for each in RIGHTS)
+
+
+def panel(title: str, kind: str) -> str:
+    """What the panel of the dashboard asks, its variables filled in."""
+    panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
+    (wanted,) = (each for each in panels if (each["title"], each["type"]) == (title, kind))
+    expr: str = wanted["targets"][0]["expr"]
+    return expr.replace("$job", ".*").replace("$instance", ".*")
+
+
+async def until_told(url: str, query: str, expected: float) -> None:
+    """Until Prometheus answers *query* with that one figure."""
+    seen: object = None
+    with anyio.move_on_after(30):
+        while True:
+            result = (await ask(url, "query", query=query))["result"]
+            seen = [float(each["value"][1]) for each in result]
+            if seen == [expected]:
+                return
+            await anyio.sleep(0.2)
+    raise AssertionError((query, seen, expected))
+
+
+@pytest.mark.timeout(150)
+async def test_what_replicas_tell_prometheus_is_counted_once(tmp_path: Path) -> None:
+    """As many wait as there are, not three times as many; who has no part of something is no trouble."""
+    down = {"type": "webhook", "url": f"http://127.0.0.1:{free_port()}/", "allow_private_networks": True}
+    async with site(tmp_path, {"down": down}) as found:
+        await found.all_arrive()
+        with prometheus(tmp_path, *found.pods.running.values(), labels=JOB) as url:
+            await until_told(url, panel("Waiting", "stat"), len(GATEWAYS))
+            await until_told(url, panel("Sources connected", "stat"), 1)
+            await until_told(url, panel("Replicas", "timeseries"), 3)
+            age = backlog_age().replace(">= 100", f">= {len(GATEWAYS)}")
+            (answer,) = (await ask(url, "query", query=age))["result"]
+            assert 0 < float(answer["value"][1]) < 150
+            await until_told(url, backlog_age(), 0)
+            for query in queries():
+                assert (await ask(url, "query", query=query)).get("result") is not None, query
+            quiet = ("BridgeSourceDown", "BridgeConfigDiffers", "BridgeDiskFull")
+            for rule in shipped_alerts():
+                if rule["alert"] in quiet:
+                    assert (await ask(url, "query", query=rule["expr"]))["result"] == [], rule["alert"]

@@ -6,9 +6,10 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -84,14 +85,27 @@ def queries() -> list[str]:
 
 
 @contextmanager
-def prometheus(folder: Path, bridge: Bridge) -> Iterator[str]:
-    """The address of a Prometheus that scrapes *bridge* every second and evaluates the shipped alerts."""
+def prometheus(
+    folder: Path, *bridges: Bridge, labels: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """The address of a Prometheus that scrapes *bridges* every second and evaluates the shipped alerts.
+
+    Their series get *labels*; job is bridge otherwise.
+    """
     port = free_port()
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(FILES / "rules.yaml")],
         "scrape_configs": [
-            {"job_name": "bridge", "static_configs": [{"targets": [bridge.url.removeprefix("http://")]}]}
+            {
+                "job_name": "bridge",
+                "static_configs": [
+                    {
+                        "targets": [each.url.removeprefix("http://") for each in bridges],
+                        "labels": dict(labels),
+                    }
+                ],
+            }
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
