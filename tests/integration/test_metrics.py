@@ -5,6 +5,7 @@ The table is FIELD.md §4 as DESIGN.md §2.8 reads it. None of these may be remo
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.delivery import REASONS
 from bridge.metrics import GAP_CAUSES, RECONNECT_REASONS
 from bridge.receiver import receive
-from tests.integration.process import Bridge, running, until
+from bridge.standin import ALL, World, serve
+from tests.integration.process import Bridge, running, until, until_connected
 from tests.recordings import RECORDED
 from tests.servers import free_port
 
@@ -159,3 +161,37 @@ async def test_what_sampling_leaves_out_is_counted_and_looked_at(tmp_path: Path)
     assert matched > 0
     assert dropped > 0
     assert matched + dropped == accepted
+
+
+FOLLOWED = """
+sources:
+  eu1:
+    type: tts
+    url: {url}
+    api_key: t0ken
+    identifiers: [{{application: plant-a}}, {{application: plant-b}}]
+sinks:
+  crm: {{type: webhook, url: "http://127.0.0.1:{closed}/", allow_private_networks: true}}
+rules: [rules.yaml]
+admin: {{listen: "127.0.0.1:0"}}
+log: {{format: json}}
+"""
+
+
+async def test_a_source_that_a_reload_opened_anew_counts_as_connected(tmp_path: Path) -> None:
+    """Its old streams end after the new ones are open, and do not take them with them."""
+    eu1 = (("source", "eu1"),)
+    async with serve(World({"t0ken": ALL})) as upstream:
+        (tmp_path / "bridge.yaml").write_text(FOLLOWED.format(url=upstream.url, closed=free_port()))
+        rules = tmp_path / "rules.yaml"
+        rules.write_text("rules: [{name: all, match: {name: as.up.data.forward}, send: crm}]")
+        async with running(tmp_path) as bridge:
+            await until_connected(bridge)
+            before = (await bridge.status())["config_hash"]
+            rules.write_text("rules: [{name: all, match: {name: as.down.data.forward}, send: crm}]")
+            bridge.process.send_signal(signal.SIGHUP)
+            await until(bridge, lambda status: status["config_hash"] != before)
+            await until_connected(bridge)
+            found = await series_of(bridge)
+    assert found["bridge_source_connected"][eu1] == 1
+    assert found["bridge_source_entities"][eu1] == 2
