@@ -87,6 +87,42 @@ def nats_server(directory: Path, more: str = "") -> Iterator[NatsServer]:
         server.kill()
 
 
+@dataclass(slots=True)
+class NatsCluster:
+    """Servers by their names."""
+
+    servers: dict[str, NatsServer]
+
+    def url(self, stream: str = "bridge", **options: object) -> str:
+        """Of all of them."""
+        first, *others = self.servers.values()
+        hosts = ",".join(f"{HOST}:{each.port}" for each in (first, *others))
+        return first.url(stream, **options).replace(f"{HOST}:{first.port}", hosts)
+
+
+@contextmanager
+def nats_cluster(directory: Path, size: int = 3) -> Iterator[NatsCluster]:
+    """So many servers that keep streams together; who leads what is decided within seconds of the start."""
+    routes = {f"n{number}": free_port() for number in range(size)}
+    known = ", ".join(f'"nats://{HOST}:{port}"' for port in routes.values())
+    program = need("nats-server")
+    cluster = NatsCluster({})
+    for name, port in routes.items():
+        more = (
+            f"server_name: {name}\ncluster {{ name: bridge, listen: {HOST}:{port}, routes: [{known}],"
+            " no_advertise: true }"
+        )
+        (directory / name).mkdir(parents=True)
+        cluster.servers[name] = NatsServer(program, directory / name, free_port(), more)
+    try:
+        for server in cluster.servers.values():
+            server.start()
+        yield cluster
+    finally:
+        for server in cluster.servers.values():
+            server.kill()
+
+
 @cache
 def shared_server() -> NatsServer:
     """One for all tests of this process that use streams of their own."""

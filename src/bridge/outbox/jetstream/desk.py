@@ -138,7 +138,7 @@ class Desk:
         """It waits no more: acknowledged, and the server has said so."""
         self.shelf(held.place.sink).held.pop(held.row, None)
         if held.reply:
-            await self.link.ask(held.reply, b"+ACK")
+            await self.link.acknowledge([held.reply])
         else:
             await self.link.delete(self.stream(DELIVERIES), held.seq)
 

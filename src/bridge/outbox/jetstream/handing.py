@@ -173,9 +173,13 @@ class Handing:
         by_row: dict[tuple[str, int], list[Settlement]] = {}
         for each in settlements:
             by_row.setdefault((each.delivery.sink, each.delivery.row), []).append(each)
-        await together(self._settle(each) for each in by_row.values())
+        over: dict[str, list[str]] = {}
+        await together(self._settle(each, over) for each in by_row.values())
+        for replies in over.values():
+            await self._desk.link.acknowledge(replies)
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> None:
+    async def _settle(self, settlements: Sequence[Settlement], over: dict[str, list[str]]) -> None:
+        """*over*: what can be acknowledged together afterwards, by sink."""
         for each in settlements:
             held = self._desk.shelf(each.delivery.sink).held.get(each.delivery.row)
             held = held or await self._not_held(each)
@@ -185,10 +189,11 @@ class Handing:
             match verdict:
                 case Later():
                     await self._postpone(held, each, verdict)
-                case Dead():
-                    await self._end(held, each, verdict)
-                case Done():
-                    await self._end(held, each, None)
+                    await self._desk.confirm(held)
+                case Dead() | Done():
+                    await self._end(held, each, verdict if isinstance(verdict, Dead) else None)
+                    await self._leave(held, over)
+                    return
                 case _:
                     assert_never(verdict)
 
@@ -217,7 +222,6 @@ class Handing:
         if stored is not None or await self._was_postponed(held, after):
             desk.books.move("sink", held.place.sink, retried=1)
             await self._record(held, settlement)
-        await desk.confirm(held)
 
     async def _was_postponed(self, held: Held, after: Waits) -> bool:
         """Was it stored when the server's answer was lost?"""
@@ -229,7 +233,6 @@ class Handing:
         _, status, error, response = failure_of(settlement.outcome)
         tried = waits.tried_since is not None or not isinstance(settlement.outcome, Delivered)
         if desk.shelf(held.place.sink).is_doubtful(held, monotonic()) and not await self._is_there(held):
-            desk.shelf(held.place.sink).held.pop(held.row, None)
             return
         decision = Decision(
             state="dead" if dead else "delivered",
@@ -257,8 +260,16 @@ class Handing:
             await desk.bury(held.place, waits, held.body, won, decision)
         elif won is None:
             await self._is_over(held)
-        await desk.confirm(held)
-        await desk.hand_turn_on(held.place, waits.order_key)
+
+    async def _leave(self, held: Held, over: dict[str, list[str]]) -> None:
+        """It waits no more; where another one waits for its turn, that has to be so before it gets it."""
+        desk, key = self._desk, held.waits.order_key
+        if key is None and held.reply:
+            desk.shelf(held.place.sink).held.pop(held.row, None)
+            over.setdefault(held.place.sink, []).append(held.reply)
+        else:
+            await desk.confirm(held)
+            await desk.hand_turn_on(held.place, key)
 
     async def _is_there(self, held: Held) -> bool:
         stream = self._desk.stream(DELIVERIES)

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import structlog
 from bridge.errors import ConfigError, Mistake, OutboxError, StartError
 from bridge.outbox.jetstream import credentials
 from bridge.outbox.jetstream.address import Address
+from bridge.outbox.jetstream.asking import Asking
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -36,6 +37,7 @@ OLDEST = (2, 9)  # JetStream's direct get and compare-and-set on a subject came 
 WRONG_LAST = 10071  # err_code: the subject's last message is not the expected one
 FULL = (10023, 10047, 10077)  # err_codes: insufficient resources, storage exceeded, limits of the stream
 NO_MESSAGE = 10037
+ACK = b"+ACK"
 NO_STREAM = 10059
 
 Watch = Callable[[str], None]
@@ -86,10 +88,12 @@ async def connected(
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise StartError(f"{address.shown}: cannot be reached: {reason}") from None
+    link = Link(client, address, watch)
     try:
-        yield Link(client, address, watch)
+        yield link
     finally:
         client._disconnected_cb = None  # closing is no loss; nats-py tells both in one way
+        link.close()
         await client.close()
 
 
@@ -143,31 +147,45 @@ class Link:
         self.client = client
         self.address = address
         self._watch = watch
+        self._asking = Asking(client, ANSWER_WITHIN)
+
+    def close(self) -> None:
+        self._asking.close()
 
     @property
     def is_connected(self) -> bool:
         return self.client.is_connected
 
-    async def ask(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        headers: dict[str, str] | None = None,
-        within: float = ANSWER_WITHIN,
-    ) -> Msg:
+    async def ask(self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
         """The answer to a request; raises UncertainError, or OutboxError if it was not even sent."""
         import nats.errors
 
         if not self.client.is_connected:
             raise OutboxError(f"{self.address.shown}: not connected")
         try:
-            return await self.client.request(subject, payload, timeout=within, headers=headers)
+            answer = await self._asking.ask(subject, payload, headers)
         except nats.errors.MaxPayloadError:
             raise ApiError(f"{self.address.shown}: larger than the server's max_payload", 0) from None
-        except nats.errors.NoRespondersError:
-            raise OutboxError(f"{self.address.shown}: JetStream does not answer") from None
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise UncertainError(f"{self.address.shown}: no answer: {type(error).__name__}") from None
+        if not answer.data and answer.headers and answer.headers.get("Status") == "503":
+            raise OutboxError(f"{self.address.shown}: JetStream does not answer")
+        return answer
+
+    async def acknowledge(self, replies: Sequence[str]) -> None:
+        """Messages of one consumer. Returns when the server has taken the last one, and so the others."""
+        import nats.errors
+
+        if not replies:
+            return
+        if not self.client.is_connected:
+            raise OutboxError(f"{self.address.shown}: not connected")
+        try:
+            for each in replies[:-1]:
+                await self.client.publish(each, ACK)
+        except (nats.errors.Error, OSError) as error:
+            raise UncertainError(f"{self.address.shown}: not sent: {type(error).__name__}") from None
+        await self.ask(replies[-1], ACK)
 
     async def api(self, call: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The answer to `$JS.API.<call>`; raises ApiError."""
@@ -331,6 +349,10 @@ class Pull:
         self._link = link
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox: Subscription | None = None
+        self._wanted = 0
+        self._found: list[Msg] = []
+        self._over: asyncio.Future[str] | None = None
+        """The status with which the server ended a request, '' where it had as many as were wanted."""
 
     async def fetch(self, batch: int) -> list[Msg]:
         """What is there now, up to *batch*; raises OutboxError, and what was under way comes again."""
@@ -340,23 +362,32 @@ class Pull:
         if not client.is_connected:
             raise OutboxError(f"{self._link.address.shown}: not connected")
         if self._inbox is None:
-            self._inbox = await client.subscribe(client.new_inbox(), pending_bytes_limit=1 << 30)
+            self._inbox = await client.subscribe(
+                client.new_inbox(), cb=self._came, pending_msgs_limit=0, pending_bytes_limit=1 << 30
+            )
         asked = json.dumps({"batch": batch, "no_wait": True}).encode()
-        found: list[Msg] = []
+        self._wanted, self._found = batch, []
+        self._over = asyncio.get_running_loop().create_future()
         try:
             await client.publish(self._subject, asked, reply=self._inbox.subject)
-            while len(found) < batch:
-                message = await self._inbox.next_msg(timeout=ANSWER_WITHIN)
-                if message.headers and "Status" in message.headers and not message.reply:
-                    if message.headers["Status"] == "503":
-                        raise OutboxError(f"{self._link.address.shown}: JetStream does not answer")
-                    break
-                found.append(message)
+            status = await asyncio.wait_for(self._over, ANSWER_WITHIN)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             await self.close()
-            if not found:
+            if not self._found:
                 raise OutboxError(f"{self._link.address.shown}: no answer: {type(error).__name__}") from None
-        return found
+            return self._found
+        if status == "503":
+            raise OutboxError(f"{self._link.address.shown}: JetStream does not answer")
+        return self._found
+
+    async def _came(self, message: Msg) -> None:
+        status = None
+        if message.headers and "Status" in message.headers and not message.reply:
+            status = message.headers["Status"]
+        else:
+            self._found.append(message)
+        if self._over and not self._over.done() and (status or len(self._found) == self._wanted):
+            self._over.set_result(status or "")
 
     async def close(self) -> None:
         import nats.errors

@@ -29,7 +29,7 @@ LATE = 20.0  # seconds after which a first routing is not trusted to be one: the
 PATIENCE = 5.0  # seconds `accept` waits for another replica that routes its events
 LOOK_AGAIN = 0.02  # seconds between two looks at that
 REMEMBERED = 20_000  # events whose routing is remembered for `accept`
-IS_STORED = -1
+RECENT = 65_536  # events whose ids are remembered here: some 10 MB
 TRIES = 10  # rounds of compare-and-set for one event
 
 
@@ -56,26 +56,31 @@ class Intakes:
         self._desk = desk
         self._unfinished: set[tuple[str, float]] = set()
         """Stored in an `accept` that failed afterwards: when it is asked again they are as new as before."""
+        self._recent: dict[str, float] = {}
+        """When the last events that were new were received: most repeats come soon, and need no question."""
         self.stored: set[int] = set()
         """Numbers of events that nobody has yet waited for to be routed."""
 
     async def _look(self, unique_id: str, received: float) -> int | None:
-        """What an event received at *received* has to be stored behind, 0 for nothing; None: a duplicate.
-
-        IS_STORED: by an `accept` that failed afterwards and is asked again.
-        """
+        """What an event received at *received* comes after, 0 for nothing; None: a duplicate."""
         desk = self._desk
+        if self._is_recent(unique_id, received):
+            return None
         found = await desk.link.get(desk.stream(EVENTS), subject=desk.subjects.event(unique_id), direct=True)
         if found is None:
             return 0
         if (unique_id, received) in self._unfinished:
-            return IS_STORED
+            return found.seq
         known = read(found.headers, Taken)
         if known.by == desk.me and not desk.books.events.has(found.seq):
             return 0
         if known.received >= received - desk.dedup_window or await desk.is_held(found.seq):
             return None
         return found.seq
+
+    def _is_recent(self, unique_id: str, received: float) -> bool:
+        known = self._recent.get(unique_id)
+        return known is not None and known >= received - self._desk.dedup_window
 
     async def fresh(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
         ids = {each.event.unique_id: each.received for each in reversed(intakes)}
@@ -90,33 +95,38 @@ class Intakes:
     async def take(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
         """Store what is matched and new; says of each whether it was new. Raises OutboxError."""
         taken = [taken_of(each, self._desk.me) for each in intakes]
-        behind = await together(self._look(each.event.unique_id, each.received) for each in intakes)
         before: set[str] = set()
-        fresh, stores = [False] * len(intakes), list[int]()
+        asked = list[int]()
         for number, each in enumerate(intakes):
-            if behind[number] is None or each.event.unique_id in before:
+            unique_id = each.event.unique_id
+            if unique_id in before or self._is_recent(unique_id, each.received):
                 continue
             if each.matched:
-                before.add(each.event.unique_id)
-            if each.matched and behind[number] != IS_STORED:
-                stores.append(number)
-            else:
-                fresh[number] = True
-        new = await together(
-            self._store(intakes[number], taken[number], behind[number] or 0) for number in stores
-        )
-        for number, is_new in zip(stores, new, strict=True):
-            fresh[number] = is_new
-        return tuple(fresh)
+                before.add(unique_id)
+            asked.append(number)
+        new = await together(self._take(intakes[number], taken[number]) for number in asked)
+        fresh = dict(zip(asked, new, strict=True))
+        return tuple(fresh.get(number, False) for number in range(len(intakes)))
 
     def finished(self, intakes: Sequence[Intake]) -> None:
-        self._unfinished.difference_update((each.event.unique_id, each.received) for each in intakes)
+        for each in intakes:
+            key = each.event.unique_id, each.received
+            if key in self._unfinished:
+                self._unfinished.remove(key)
+                self._recent[key[0]] = key[1]
+        while len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
 
-    async def _store(self, intake: Intake, taken: Taken, behind: int) -> bool:
-        """Was it new, and is it stored? Others may have stored it since we looked."""
+    async def _take(self, intake: Intake, taken: Taken) -> bool:
+        if intake.matched:
+            return await self._store(intake, taken)
+        return await self._look(taken.unique_id, intake.received) is not None
+
+    async def _store(self, intake: Intake, taken: Taken) -> bool:
+        """Was it new, and is it stored? The server is asked when it turns out that it knows it."""
         desk, unique_id = self._desk, intake.event.unique_id
         subject = desk.subjects.event(unique_id)
-        expect, message_id = behind, _message_id(unique_id, behind)
+        expect, message_id = 0, _message_id(unique_id, 0)
         for _ in range(TRIES):
             seq = await self._publish(subject, intake, taken, expect, message_id)
             if seq is not None:
@@ -213,7 +223,7 @@ class Router:
         sinks = {wanted.sink for each in messages for wanted in read(each.headers, Taken).routes}
         for sink in sinks:
             await self._desk.link.client.publish(self._desk.subjects.wake(sink))
-        await together(self._desk.link.ask(each.reply, b"+ACK") for each in messages)
+        await self._desk.link.acknowledge([each.reply for each in messages])
         self._routed |= dict.fromkeys(each.metadata.sequence.stream for each in messages)
         for seq in list(self._routed)[:-REMEMBERED]:
             del self._routed[seq]
