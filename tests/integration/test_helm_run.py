@@ -12,7 +12,7 @@ import pytest
 from tests.integration.helm import CHART, one
 from tests.integration.pods import GATEWAYS, RIGHTS, site
 from tests.integration.process import run
-from tests.integration.test_helm_nats import backlog_age
+from tests.integration.test_helm_scaling import backlog_age
 from tests.integration.test_prometheus import ask, prometheus, queries, shipped_alerts
 from tests.servers import free_port
 

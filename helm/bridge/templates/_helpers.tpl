@@ -425,6 +425,7 @@ app.kubernetes.io/component: bridge
 
 {{/* URLs that stand in a Secret: the network policy cannot know them */}}
 {{- define "bridge.unknownUrls" -}}
+{{- if hasPrefix "${" (toString .Values.config.outbox) }} config.outbox{{ end }}
 {{- range $section := list "sources" "sinks" }}
 {{- range $name, $each := (get $.Values.config $section | default dict) }}
 {{- if and (kindIs "string" $each.url) (hasPrefix "${" (toString $each.url)) }} {{ $section }}.{{ $name }}.url{{ end }}
