@@ -8,6 +8,7 @@ from bridge.config import Config
 from bridge.errors import Mistake
 from bridge.lint import lint, unused_sinks
 from bridge.shared import catalogue
+from bridge.sinks.mqtt import MqttConfig
 from bridge.sources.models import TtsSourceConfig
 from bridge.tryout import findings
 
@@ -17,7 +18,16 @@ def warnings(config: Config) -> list[Mistake]:
     found = lint(config.rule_files, catalogue(), followed=followed(config))
     advice = "no rule sends to it; remove it, or name it in a rule's send"
     places = {name: config.mistake(("sinks", name), advice) for name in config.sinks}
-    return [*found, *unused_sinks(config.rule_files, places), *untried(config)]
+    return [*found, *unused_sinks(config.rule_files, places), *untried(config), *contended(config)]
+
+
+def contended(config: Config) -> list[Mistake]:
+    """Client ids that all replicas would have."""
+    if config.nats is None:
+        return []
+    advice = "replicas with one client id throw each other off the broker; leave it out"
+    given = [name for name, each in config.sinks.items() if isinstance(each, MqttConfig) and each.client_id]
+    return [config.mistake(("sinks", name, "client_id"), advice) for name in given]
 
 
 def untried(config: Config) -> list[Mistake]:
