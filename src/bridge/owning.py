@@ -73,7 +73,8 @@ class Log(Protocol):
 class Owner:
     """*announce* stores notifications; *judged* is told when somebody entered another phase.
 
-    *owns* asks whether the partition is this replica's at this moment, by all that replicas share.
+    *owns* asks whether the partition is this replica's at this moment, by all that replicas share. *now* is
+    monotonic, in seconds.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Owner:
         owns: Callable[[], Awaitable[bool]],
         announce: Callable[[Sequence[Notification]], Awaitable[None]],
         judged: Callable[[Judge], Awaitable[None]],
+        now: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.number = number
         self.judge: Judge | None = None
@@ -96,33 +98,38 @@ class Owner:
         self._owns = owns
         self._announce = announce
         self._judged = judged
+        self._now = now
         self._stored = self._tidied = 0.0
         self._moves = 0
         self._kept: deque[tuple[int, int]] = deque()
 
     async def run(self) -> None:
         """Until cancelled: that is what ends an owner whose lease is gone. A failure begins a new life."""
-        failing = False
+        failing = ""
         while True:
             try:
-                judge = await self._begin()
+                judge = await self.begin()
                 while True:
-                    found = await self._step(judge)
+                    found = await self.step(judge)
                     if failing:
                         log.info("alerts are judged again", partition=self.number)
-                    failing = False
+                    failing = ""
                     if not found:
                         await anyio.sleep(LOOK_EVERY)
             except OutboxError as error:
                 if not failing:
                     log.warning("alerts wait", partition=self.number, error=str(error))
-                failing = True
+                failing = str(error)
+            except Exception as bug:  # one partition that cannot be judged stops no other
+                if failing != repr(bug):
+                    log.error("bug in alerts", partition=self.number, exc_info=bug)
+                failing = repr(bug)
             finally:
                 self.judge = None
             await self._log.close()
             await anyio.sleep(AGAIN_AFTER)
 
-    async def _begin(self) -> Judge:
+    async def begin(self) -> Judge:
         """Do again what was committed last, and load what is remembered."""
         if not await self._owns():
             raise OutboxError("another replica has the lease")
@@ -137,9 +144,9 @@ class Owner:
         await self._log.open()
         return judge
 
-    async def _step(self, judge: Judge) -> bool:
+    async def step(self, judge: Judge) -> bool:
         """Judge what is there, and store it when it is time; was there anything?"""
-        now = anyio.current_time()
+        now = self._now()
         found = await self._log.read()
         for each in found:
             if each.number <= judge.through:

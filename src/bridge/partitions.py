@@ -27,7 +27,9 @@ from bridge.sources.plan import shard
 
 log = structlog.get_logger()
 
-LOOK_EVERY = 30.0  # seconds between looks at what a lost wake-up may have told
+LOOK_EVERY = 30.0  # seconds between looks at what was not heard
+AGAIN_AFTER = 1.0  # seconds after a look that failed
+PATIENCE = 3.0  # seconds a reader may be silent at least, who says something every second
 Announce = Callable[[Sequence[Notification]], Awaitable[None]]
 
 
@@ -58,13 +60,15 @@ class Partitions:
         """By partition, as its owner has told."""
         self._others: dict[str, dict[str, Track]] = {}
         """Tracks of alerts that inhibit others, whoever judges them."""
+        self._known: list[anyio.Event] = []
+        """Set when such tracks have been read: until then nobody may be told."""
 
     # What runs
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self._follow, "judged.*.now", self._hear_now, self._look_at_now)
+            tasks.start_soon(self._follow, "judged.*.now", self._hear_now, self._look_at_now, anyio.Event())
             self._follow_inhibitors()
             self.own(self._wanted)
             await anyio.sleep_forever()
@@ -83,8 +87,9 @@ class Partitions:
         names = {each.alert for alert in self.alerts.alerts for each in alert.inhibitors}
         for name in names - set(self._others):
             self._others[name] = {}
-            place, look = track_rows(name), partial(self._look_at_tracks, name)
-            self._tasks.start_soon(self._follow, f"judged.*.row{place}.*", self._hear_track, look)
+            self._known.append(anyio.Event())
+            keys, look = f"judged.*.row{track_rows(name)}.*", partial(self._look_at_tracks, name)
+            self._tasks.start_soon(self._follow, keys, self._hear_track, look, self._known[-1])
 
     def own(self, numbers: frozenset[int]) -> None:
         """Judge these partitions from now on, and no others."""
@@ -98,8 +103,11 @@ class Partitions:
                 self._tasks.start_soon(self._own, number, scope)
 
     async def _own(self, number: int, scope: anyio.CancelScope) -> None:
+        owner = self._owners[number][0]
         with scope:
-            await self._owners[number][0].run()
+            for each in self._known:
+                await each.wait()
+            await owner.run()
 
     def _owner(self, number: int) -> Owner:
         store, leasing = self._outbox.judged(number), self._outbox.leasing
@@ -118,7 +126,8 @@ class Partitions:
         )
 
     def _judge(self, rows: Mapping[tuple[str, str, str], bytes]) -> Judge:
-        judge = Judge(int(self._outbox.lease * SECOND), shard, ((*row, state) for row, state in rows.items()))
+        patience = int(max(PATIENCE, self._outbox.lease) * SECOND)
+        judge = Judge(patience, shard, ((*row, state) for row, state in rows.items()))
         judge.alerting.silences = dict(self.silences)
         judge.alerting.others = self._others
         judge.alerting.tally.late, judge.alerting.tally.flaps = self._late, self._flaps
@@ -168,24 +177,28 @@ class Partitions:
     # What others tell
 
     async def _follow(
-        self, keys: str, hear: Callable[[str, bytes], None], look: Callable[[], Awaitable[None]]
+        self,
+        keys: str,
+        hear: Callable[[str, bytes], None],
+        look: Callable[[], Awaitable[None]],
+        known: anyio.Event,
     ) -> None:
         """Hear of each change, and look now and then, since no change is told twice."""
 
         async def looking() -> None:
             while True:
-                await self._quietly(look)
-                await anyio.sleep(LOOK_EVERY)
+                try:
+                    await look()
+                except OutboxError as error:
+                    log.debug("what others judge is not known now", error=str(error))
+                    await anyio.sleep(AGAIN_AFTER)
+                else:
+                    known.set()
+                    await anyio.sleep(LOOK_EVERY)
 
         async with anyio.create_task_group() as both:
             both.start_soon(looking)
             await self._outbox.follow(keys, hear)
-
-    async def _quietly(self, look: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await look()
-        except OutboxError as error:
-            log.debug("alerts of others not known now", error=str(error))
 
     def _hear_now(self, key: str, value: bytes) -> None:
         self._shown[int(key.split(".")[1])] = _current.decode(unpacked(value))

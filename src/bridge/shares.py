@@ -83,7 +83,8 @@ class Shares:
         self._owned: frozenset[str] = frozenset()
         self._reads: frozenset[str] = frozenset()
         self._replicas = 1
-        self._silences: dict[str, bytes] = {}
+        self._silences: dict[str, bytes] | None = None
+        """As they are stored; None until they have been read, and nobody is judged so long."""
         self.passing = Passing(outbox.name, outbox.boot, outbox.publish_sights, outbox.leasing.sure, redact)
         self.partitions = Partitions(outbox, self._announce)
 
@@ -148,9 +149,9 @@ class Shares:
         app, leasing = self._app, self._outbox.leasing
         if app.config.hash:
             await leasing.round(*lease_names(app.config))
-        await self._own(leasing.sure())
         if has_alerts(app.config.alert_set):
-            await self._share_silences()
+            await self._share_silences()  # before anything is judged
+        await self._own(leasing.sure())
         alive = max(1, len(self._outbox.replicas.alive))
         if alive != self._replicas:
             self._replicas = alive
@@ -166,7 +167,8 @@ class Shares:
     async def _own(self, owned: frozenset[str]) -> None:
         """Who is new is claimed as read only when it is followed, and who is left no more from now on."""
         before, self._owned = self._owned, owned
-        self.partitions.own(frozenset(number for number, name in enumerate(LEASES) if name in owned))
+        if self._silences is not None:
+            self.partitions.own(frozenset(number for number, name in enumerate(LEASES) if name in owned))
         if owned == before:
             return
         self._reads &= owned
@@ -177,13 +179,14 @@ class Shares:
 
     async def _share_silences(self) -> None:
         """Those that another replica, or a command, has stored; those long over are let go."""
-        now = time.time()
+        now, known = time.time(), self._silences or {}
         for _, _, key, state in await self._outbox.alert_states("silence"):
             silence = msgspec.json.decode(state, type=Silence)
             if silence.ends + KEEP < now:
                 await self._outbox.accept(Batch(alerts={("silence", "", key): None}))
-                self._silences.pop(key, None)
+                known.pop(key, None)
                 self.partitions.silences.pop(key, None)
-            elif self._silences.get(key) != state:
-                self._silences[key] = state
+            elif known.get(key) != state:
+                known[key] = state
                 self.partitions.silence(silence)
+        self._silences = known

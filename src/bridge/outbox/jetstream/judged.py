@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from bridge.errors import OutboxError
 from bridge.outbox import AlertRow
-from bridge.outbox.jetstream.bucket import Bucket
+from bridge.outbox.jetstream.bucket import Bucket, Entry
 from bridge.outbox.jetstream.desk import together
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.wire import token
@@ -61,6 +62,22 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     value: str
 
 
+class Entries(Protocol):
+    """The bucket, as far as it is used here."""
+
+    async def get(self, key: str, /) -> Entry | None: ...
+
+    async def put(self, key: str, value: bytes, expect: int | None = None, /) -> int | None: ...
+
+    async def forget(self, key: str, /, *, upto: int) -> None: ...
+
+    def newest(self, under: str, /) -> AsyncIterator[Entry]: ...
+
+
+Together = Callable[[Iterable[Awaitable[bool]]], Awaitable[list[bool]]]
+"""Makes several calls at once; as `desk.together` in production."""
+
+
 def packed(body: bytes) -> bytes:
     return body if len(body) < CHUNK // 16 else PACKED + zlib.compress(body, 1)
 
@@ -72,8 +89,9 @@ def unpacked(body: bytes) -> bytes:
 class Judged:
     """The store of the partition *number* for the owner *me*: one caller at a time."""
 
-    def __init__(self, bucket: Bucket, number: int, me: str) -> None:
+    def __init__(self, bucket: Entries, number: int, me: str, at_once: Together = together) -> None:
         self._bucket = bucket
+        self._at_once = at_once
         self._under = f"judged.{number}"
         self._me = me
         self._revision = 0
@@ -122,26 +140,33 @@ class Judged:
         return f"{self._under}.chunk.{by}.{number}"
 
     async def _load(self) -> Mapping[AlertRow, bytes]:
-        """Raises OutboxError if the copy that was asked is behind."""
+        """Raises OutboxError if the copy that was asked is behind, or another owner has written since.
+
+        What one that was shut out still writes of its last commit is harmless, but cannot be told from what
+        one writes that has taken the partition since: over that the last commit must not be done again.
+        """
         found: dict[AlertRow, bytes] = {}
-        self._rows, self._forgotten, newest = {}, deque(), 0
+        self._rows, self._forgotten, last = {}, deque(), 0
         async for entry in self._bucket.newest(self._under):
-            newest = max(newest, entry.revision)
+            if entry.key == f"{self._under}.commit":
+                last = max(last, entry.revision)
             if not entry.key.startswith(f"{self._under}.row."):
                 continue
+            last = max(last, entry.revision)
             self._rows[entry.key] = entry.revision
             if entry.value:
                 names, state = read_row(entry.value)
                 found[names] = state
             else:
                 self._forgotten.append((monotonic(), entry.key))
-        if newest < self._revision:
-            raise OutboxError("the copy that was asked for alerts is behind")
+        if last != self._revision:
+            raise OutboxError("the copy that was asked for alerts is behind, or another replica writes there")
         return found
 
     async def write(self, rows: Sequence[tuple[str, str, str, str | None]]) -> None:
         """What the last commit says of rows; OutboxError where another owner has changed one since."""
-        done = await together([self._write((part, alert, key), value) for part, alert, key, value in rows])
+        calls = [self._write((part, alert, key), value) for part, alert, key, value in rows]
+        done = await self._at_once(calls)
         if not all(done):
             raise OutboxError("another replica has written what alerts remember")
 
@@ -152,13 +177,16 @@ class Judged:
         before = self._rows.get(key, 0)
         if not (body or before):
             return True
-        revision = await self._bucket.put(key, body, before)
+        revision = await self._put(key, body, before)
         if revision is None:
             return False
         self._rows[key] = revision
         if not body:
             self._forgotten.append((monotonic(), key))
         return True
+
+    async def _put(self, key: str, body: bytes, before: int) -> int | None:
+        return await self._bucket.put(key, body, before)
 
     async def tidy(self) -> None:
         """Let go of rows that have been empty for so long that no owner can be left who would fill them."""
@@ -179,7 +207,7 @@ class Judged:
         await self._bucket.put(f"{self._under}.now", packed(now))
 
 
-async def stored_rows(bucket: Bucket, what: str = "") -> AsyncIterator[tuple[AlertRow, bytes]]:
+async def stored_rows(bucket: Entries, what: str = "") -> AsyncIterator[tuple[AlertRow, bytes]]:
     """Those of all partitions, as of the last that was written; *what*: of one part, or `track_rows`."""
     async for entry in bucket.newest(f"judged.*.row{what}"):
         if entry.value:
