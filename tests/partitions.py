@@ -137,6 +137,8 @@ class Reader:
 
     def __init__(self, name: str, logs: Logs, alerts: AlertSet, parts: Iterable[str] = PARTS) -> None:
         self.parts = frozenset(parts)
+        self.history: Sequence[tuple[int, Event]] = ()
+        """What it has still to read back."""
         self.passing = Passing(name, f"{name}1", logs.publish, lambda: self.parts, lambda event: event)
         self.passing.configure(alerts)
         self._logs = logs

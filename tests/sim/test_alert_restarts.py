@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import anyio
 import pytest
 
-from bridge.alerts.engine import Alerting, Unsettled
+from bridge.alerts.engine import Alerting
 from bridge.alerts.parts import SECOND
 from bridge.alerts.sights import AlertSet
-from bridge.event import Event
+from bridge.event import Entity, Event
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
 from bridge.outbox import Accepted, Batch, Outbox
@@ -69,6 +69,7 @@ PLAIN = alert_set(
 LASTS = 600  # seconds
 
 T = TypeVar("T")
+Replaying: TypeAlias = Mapping[str, frozenset[Entity] | None]
 
 
 class Crash(BaseException):
@@ -196,11 +197,11 @@ class World:
     async def _read_back(self, ingest: Ingest, events: Sequence[tuple[int, Event]], second: int) -> None:
         """In two halves: the second half is not there yet when time goes on."""
         known = [each for at, each in events if at <= second]
-        unsettled: Unsettled = {} if self.hasty else {"eu1": None}
+        unsettled: Replaying = {} if self.hasty else {"eu1": None}
         for part in (known[: len(known) // 2], known[len(known) // 2 :]):
             await self._feed(ingest, second, part, unsettled)
 
-    async def _feed(self, ingest: Ingest, second: int, events: Sequence[Event], unsettled: Unsettled) -> None:
+    async def _feed(self, ingest: Ingest, second: int, events: Sequence[Event], unsettled: Replaying) -> None:
         self.now = START / SECOND + second
         send, receive = anyio.create_memory_object_stream[Reading](len(events) + 1)
         for each in events:

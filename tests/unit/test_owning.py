@@ -15,9 +15,9 @@ import pytest
 
 from bridge.alerts.engine import Row
 from bridge.alerts.partition import partition
-from bridge.outbox.jetstream.judged import Commit, Judged, stored_rows
+from bridge.outbox.jetstream.judged import Commit, Judged, Together, stored_rows
 from tests.alerting import alert_set, device, event, gateway
-from tests.partitions import Logs, Process, Reader, Script, Stage, alone, done, fill
+from tests.partitions import Bucket, Logs, Process, Reader, Script, Stage, alone, done, fill
 
 ALERTS = alert_set("""
 alerts:
@@ -108,9 +108,16 @@ def test_one_owner_tells_what_one_engine_tells() -> None:
     assert Counter(key.split(".")[3] for key in found.bucket.rows()) == {"track": 2, "group": 1}
 
 
-def turns() -> int:
+class Small(Judged):
+    """A commit is larger than a message, and takes several."""
+
+    def __init__(self, bucket: Bucket, number: int, me: str, at_once: Together) -> None:
+        super().__init__(bucket, number, me, at_once, chunk=1000)
+
+
+def turns(store: Callable[..., Judged] = Judged) -> int:
     """How many an owner takes that is alone."""
-    found = stage()
+    found = stage(store)
     process, count = Process(found, "a"), 0
     while process.idle < 1:
         process.go()
@@ -118,10 +125,11 @@ def turns() -> int:
     return count
 
 
-def test_an_owner_killed_at_any_turn_is_followed_by_one_that_tells_the_same() -> None:
+@pytest.mark.parametrize("store", [Judged, Small])
+def test_an_owner_killed_at_any_turn_is_followed_by_one_that_tells_the_same(store: type[Judged]) -> None:
     """Nothing is lost, in the same order, and what is stored means the same in the end."""
-    for step in range(turns() + 1):
-        found = stage()
+    for step in range(turns(store) + 1):
+        found = stage(store)
         first = Process(found, "a")
         for _ in range(step):
             first.go()
@@ -154,9 +162,10 @@ def outcomes(store: Callable[..., Judged] = Judged) -> Iterator[tuple[list[str],
 
 
 @pytest.mark.timeout(120)
-def test_two_owners_at_once_tell_what_one_tells_in_every_schedule() -> None:
+@pytest.mark.parametrize("store", [Judged, Small])
+def test_two_owners_at_once_tell_what_one_tells_in_every_schedule(store: type[Judged]) -> None:
     """As if the lease were split all the time: nothing is lost, and nothing else is told."""
-    found = list(outcomes())
+    found = list(outcomes(store))
     assert len(found) > 1400
     assert all(each == (EXPECTED, FOLLOWS) for each in found)
 

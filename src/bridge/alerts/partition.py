@@ -20,7 +20,7 @@ from bridge.alerts.parts import Observation
 from bridge.event import Entity
 
 PARTITIONS = 12  # evenly shared by 2, 3, 4, 6 or 12 replicas
-LARGEST = 1 << 18  # bytes of a message, unless one event alone needs more
+LARGEST = 1 << 16  # bytes of a message, unless one event alone needs more
 
 
 def partition(alert: Alert, key: str) -> int:

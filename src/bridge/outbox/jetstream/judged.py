@@ -21,12 +21,13 @@ import msgspec
 
 from bridge.errors import OutboxError
 from bridge.outbox import AlertRow
-from bridge.outbox.jetstream.bucket import Bucket, Entry
+from bridge.outbox.jetstream.bucket import Entry
 from bridge.outbox.jetstream.desk import together
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.wire import token
 
-CHUNK = 1 << 19  # bytes: half of what a server takes as one message, unless it says otherwise
+CHUNK = 1 << 16  # bytes: half of what a server has to take as one message
+SMALL = 4096  # bytes that are not worth compressing
 PACKED = b"z"  # the first byte of what is compressed; JSON never begins so
 FORGOTTEN_FOR = 600.0  # seconds an empty row stands in the way of an owner that was stopped
 
@@ -79,7 +80,7 @@ Together = Callable[[Iterable[Awaitable[bool]]], Awaitable[list[bool]]]
 
 
 def packed(body: bytes) -> bytes:
-    return body if len(body) < CHUNK // 16 else PACKED + zlib.compress(body, 1)
+    return body if len(body) < SMALL else PACKED + zlib.compress(body, 1)
 
 
 def unpacked(body: bytes) -> bytes:
@@ -87,11 +88,14 @@ def unpacked(body: bytes) -> bytes:
 
 
 class Judged:
-    """The store of the partition *number* for the owner *me*: one caller at a time."""
+    """The store of the partition *number* for the owner *me*: one caller at a time; *chunk* in bytes."""
 
-    def __init__(self, bucket: Entries, number: int, me: str, at_once: Together = together) -> None:
+    def __init__(
+        self, bucket: Entries, number: int, me: str, at_once: Together = together, chunk: int = CHUNK
+    ) -> None:
         self._bucket = bucket
         self._at_once = at_once
+        self._size = chunk
         self._under = f"judged.{number}"
         self._me = me
         self._revision = 0
@@ -126,11 +130,11 @@ class Judged:
     async def commit(self, commit: Commit) -> None:
         """All of it or nothing; OutboxError where another has taken the partition, or perhaps has not."""
         body = packed(msgspec.json.encode(commit))
-        chunks = [body[at : at + CHUNK] for at in range(CHUNK, len(body), CHUNK)]
+        chunks = [body[at : at + self._size] for at in range(self._size, len(body), self._size)]
         for number, chunk in enumerate(chunks):
             await self._bucket.put(self._chunk(self._me, number), chunk)
         head = msgspec.json.encode(Head(self._me, commit.through, len(chunks), zlib.crc32(body)))
-        key, value = f"{self._under}.commit", head + b"\n" + body[:CHUNK]
+        key, value = f"{self._under}.commit", head + b"\n" + body[: self._size]
         revision = await self._bucket.put(key, value, self._revision)
         if revision is None:
             raise OutboxError("another replica has taken this partition of the alerts")
