@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import random
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+VALUES = {letter: value for value, letter in enumerate(CROCKFORD)}
 
 
 def ulid(ns: int, rng: random.Random) -> str:
@@ -17,6 +18,19 @@ def ulid(ns: int, rng: random.Random) -> str:
     """
     value = (ns // 1_000_000) << 80 | rng.getrandbits(80)
     return "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def made_at(ulid: str) -> float | None:
+    """Unix seconds at which *ulid* was made; None for what is none."""
+    if len(ulid) != 26 or ulid[0] > "7":
+        return None
+    milliseconds = 0
+    for letter in ulid[:10]:
+        value = VALUES.get(letter)
+        if value is None:
+            return None
+        milliseconds = milliseconds << 5 | value
+    return milliseconds / 1000
 
 
 def error_id(rng: random.Random) -> str:

@@ -9,6 +9,7 @@ SQLite. Memory is the server's once it was started again with all that is kept: 
 from __future__ import annotations
 
 import asyncio
+import random
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from bridge.delivery import Delivered, Done, Route, Settlement
 from bridge.event import Event
+from bridge.ids import ulid
 from bridge.outbox import Batch, Intake, Outbox
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.outbox import open_jetstream
@@ -31,11 +33,11 @@ HEAD = b'{"name":"as.up.data.forward","unique_id":"%s","time":"2026-11-23T21:49:
 
 async def work(outbox: Outbox, name: str, count: int) -> None:
     """Take in *count* events and deliver what there is, in turn."""
-    left = delivered = 0
+    left, delivered, rng = 0, 0, random.Random(name)
     now = time.time()
     for start in range(0, count, BATCH):
         intakes = [
-            Intake("eu1", event(f"{name}-{n}"), now, True, (Route("r", "crm"),))
+            Intake("eu1", event(ulid(time.time_ns(), rng)), now, True, (Route("r", "crm"),))
             for n in range(start, min(start + BATCH, count))
         ]
         await outbox.accept(Batch(intakes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,7 @@ import pytest
 
 from bridge.delivery import Delivery, Route, Settlement
 from bridge.errors import OutboxError, StartError
+from bridge.ids import ulid
 from bridge.outbox import Batch, DeadLetterFilter, SinkTotals
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.link import Watch, connected, unwatched
@@ -147,6 +149,25 @@ async def test_a_kill_at_any_write_of_accept_loses_and_repeats_nothing(step: int
             "ops": SinkTotals(accepted=1, delivered=1),
         }
         assert await verify(outbox) == []
+
+
+@pytest.mark.parametrize("ago", [0.0, 3000.0])
+async def test_an_id_that_says_when_it_was_made_is_known_without_being_looked_for(ago: float) -> None:
+    """By this replica and by others, in one batch and in the next; beyond the window it is new again."""
+    stream, made = new_stream(), [ulid(int((NOW - ago) * 1e9), random.Random(n)) for n in range(3)]
+    async with replica(stream, "a") as a, replica(stream, "b") as b:
+        found = await a.accept(batch(*(intake(each, CRM) for each in (*made, made[0]))))
+        assert found.fresh == (True, True, True, False)
+        for outbox in (a, b):
+            again = await outbox.accept(batch(*(intake(each, CRM, at=NOW + 60) for each in made)))
+            assert again.fresh == (False, False, False)
+            assert (await outbox.fresh([intake(made[0], CRM)])) == (False,)
+        assert await ids_due(a) == made
+        late = await b.accept(batch(intake(made[0], CRM, at=NOW + 3601), intake("new", CRM, at=NOW + 3601)))
+        assert late.fresh == (False, True)  # it still waits
+        await a.settle([done(each) for each in await due(a)])
+        late = await b.accept(batch(intake(made[0], CRM, at=NOW + 3601)))
+        assert late.fresh == (True,)
 
 
 class Outage(Kill):

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from bridge.errors import ConfigError, Mistake, OutboxError, StartError
@@ -35,9 +36,12 @@ PING_EVERY = 5  # seconds between pings: two that are not answered end the conne
 RECONNECT_EVERY = 0.25  # seconds between tries
 OLDEST = (2, 9)  # JetStream's direct get and compare-and-set on a subject came with it
 WRONG_LAST = 10071  # err_code: the subject's last message is not the expected one
-FULL = (10023, 10047, 10077)  # err_codes: insufficient resources, storage exceeded, limits of the stream
+FULL = (10002, 10023, 10028, 10047, 10077)
+"""err_codes: limits of the account, resources, memory or storage exceeded, limits of the stream."""
+HEADROOM = 32 << 10  # bytes of headers a message may get: a dead letter's tell of the answer and the error
 NO_MESSAGE = 10037
 ACK = b"+ACK"
+HEADERS_BEGIN = len("NATS/1.0\r\n\r\n")
 NO_STREAM = 10059
 
 Watch = Callable[[str], None]
@@ -54,6 +58,10 @@ class ApiError(OutboxError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message, full=code in FULL)
         self.code = code
+
+
+class TooLargeError(OutboxError):
+    """More than the server takes as one message, whenever it is asked."""
 
 
 class UncertainError(OutboxError):
@@ -156,6 +164,10 @@ class Link:
     def is_connected(self) -> bool:
         return self.client.is_connected
 
+    def has_room(self, body: bytes) -> bool:
+        """Does *body* fit into one message, whatever bridge says about it in the headers?"""
+        return len(body) + HEADROOM <= self.client.max_payload
+
     async def ask(self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
         """The answer to a request; raises UncertainError, or OutboxError if it was not even sent."""
         import nats.errors
@@ -165,7 +177,7 @@ class Link:
         try:
             answer = await self._asking.ask(subject, payload, headers)
         except nats.errors.MaxPayloadError:
-            raise ApiError(f"{self.address.shown}: larger than the server's max_payload", 0) from None
+            raise TooLargeError(f"{self.address.shown}: larger than the server's max_payload") from None
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise UncertainError(f"{self.address.shown}: no answer: {type(error).__name__}") from None
         if not answer.data and answer.headers and answer.headers.get("Status") == "503":
@@ -218,7 +230,10 @@ class Link:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
         if message_id is not None:
             sent["Nats-Msg-Id"] = message_id
-        answer = json.loads((await self.ask(subject, body, sent or None)).data)
+        size = len(body) + sum(len(key) + len(value) + 4 for key, value in sent.items())
+        if size + HEADERS_BEGIN > self.client.max_payload:  # the server would end the connection
+            raise TooLargeError(f"{self.address.shown}: larger than the server's max_payload")
+        answer = msgspec.json.decode((await self.ask(subject, body, sent or None)).data, type=dict[str, Any])
         if error := answer.get("error"):
             if error.get("err_code") == WRONG_LAST:
                 return None

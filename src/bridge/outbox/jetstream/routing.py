@@ -12,11 +12,15 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import structlog
+
 from bridge.delivery import delivery_id
 from bridge.errors import OutboxError
+from bridge.ids import made_at
 from bridge.outbox import Intake
 from bridge.outbox.jetstream.desk import Desk, together
-from bridge.outbox.jetstream.link import Pull, UncertainError
+from bridge.outbox.jetstream.hollow import hollow, refusal
+from bridge.outbox.jetstream.link import Pull, TooLargeError, UncertainError
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import DELIVERIES, EVENTS, ROUTER
 from bridge.outbox.jetstream.wire import Place, Taken, Waits, Wanted, header, read
@@ -24,16 +28,19 @@ from bridge.outbox.jetstream.wire import Place, Taken, Waits, Wanted, header, re
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
+log = structlog.get_logger()
+
 ROUTE_BATCH = 256  # events routed at a time
 LATE = 20.0  # seconds after which a first routing is not trusted to be one: the consumer may be new
 PATIENCE = 5.0  # seconds `accept` waits for another replica that routes its events
 LOOK_AGAIN = 0.02  # seconds between two looks at that
 REMEMBERED = 20_000  # events whose routing is remembered for `accept`
+IS_STORED = -1
 RECENT = 65_536  # events whose ids are remembered here: some 10 MB
 TRIES = 10  # rounds of compare-and-set for one event
 
 
-def taken_of(intake: Intake, me: str) -> Taken:
+def taken_of(intake: Intake, me: str, *, fits: bool = True) -> Taken:
     """What is stored of *intake*; raises UnicodeEncodeError for a name that is no text."""
     routes: dict[tuple[str, str], Wanted] = {}
     for each in intake.routes:
@@ -46,6 +53,7 @@ def taken_of(intake: Intake, me: str) -> Taken:
         received=intake.received,
         by=me,
         routes=tuple(routes.values()),
+        too_large=0 if fits or not routes else len(intake.event.body),
     )
 
 
@@ -62,7 +70,10 @@ class Intakes:
         """Numbers of events that nobody has yet waited for to be routed."""
 
     async def _look(self, unique_id: str, received: float) -> int | None:
-        """What an event received at *received* comes after, 0 for nothing; None: a duplicate."""
+        """What an event received at *received* has to be stored behind, 0 for nothing; None: a duplicate.
+
+        IS_STORED: by an `accept` that failed afterwards and is asked again.
+        """
         desk = self._desk
         if self._is_recent(unique_id, received):
             return None
@@ -70,7 +81,7 @@ class Intakes:
         if found is None:
             return 0
         if (unique_id, received) in self._unfinished:
-            return found.seq
+            return IS_STORED
         known = read(found.headers, Taken)
         if known.by == desk.me and not desk.books.events.has(found.seq):
             return 0
@@ -94,7 +105,8 @@ class Intakes:
 
     async def take(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
         """Store what is matched and new; says of each whether it was new. Raises OutboxError."""
-        taken = [taken_of(each, self._desk.me) for each in intakes]
+        fits = self._desk.link.has_room
+        taken = [taken_of(each, self._desk.me, fits=fits(each.event.body)) for each in intakes]
         before: set[str] = set()
         asked = list[int]()
         for number, each in enumerate(intakes):
@@ -104,8 +116,12 @@ class Intakes:
             if each.matched:
                 before.add(unique_id)
             asked.append(number)
-        new = await together(self._take(intakes[number], taken[number]) for number in asked)
-        fresh = dict(zip(asked, new, strict=True))
+        behind = await together(self._behind(intakes[number]) for number in asked)
+        found = [(number, after) for number, after in zip(asked, behind, strict=True) if after is not None]
+        stores = [(number, after) for number, after in found if intakes[number].matched]
+        fresh = {number: True for number, _ in found}
+        new = await together(self._store(intakes[number], taken[number], after) for number, after in stores)
+        fresh |= {number: is_new for (number, _), is_new in zip(stores, new, strict=True)}
         return tuple(fresh.get(number, False) for number in range(len(intakes)))
 
     def finished(self, intakes: Sequence[Intake]) -> None:
@@ -117,16 +133,24 @@ class Intakes:
         while len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
 
-    async def _take(self, intake: Intake, taken: Taken) -> bool:
-        if intake.matched:
-            return await self._store(intake, taken)
-        return await self._look(taken.unique_id, intake.received) is not None
+    async def _behind(self, intake: Intake) -> int | None:
+        """As `_look`, which is left out for an id so new that where it is known it is a duplicate.
 
-    async def _store(self, intake: Intake, taken: Taken) -> bool:
-        """Was it new, and is it stored? The server is asked when it turns out that it knows it."""
+        Storing it will tell. Of an older id that has to be known before, or it would be stored after those
+        that came after it.
+        """
+        made = made_at(intake.event.unique_id)
+        if intake.matched and made is not None and made > intake.received - self._desk.dedup_window / 2:
+            return 0
+        return await self._look(intake.event.unique_id, intake.received)
+
+    async def _store(self, intake: Intake, taken: Taken, behind: int) -> bool:
+        """Was it new, and is it stored? Others may have stored it before, or since we looked."""
+        if behind == IS_STORED:
+            return True
         desk, unique_id = self._desk, intake.event.unique_id
         subject = desk.subjects.event(unique_id)
-        expect, message_id = 0, _message_id(unique_id, 0)
+        expect, message_id = behind, _message_id(unique_id, behind)
         for _ in range(TRIES):
             seq = await self._publish(subject, intake, taken, expect, message_id)
             if seq is not None:
@@ -152,6 +176,13 @@ class Intakes:
     ) -> int | None:
         desk, counting = self._desk, self._desk.books.events
         body = intake.event.body if taken.routes else b""
+        if taken.too_large:
+            log.error(
+                "event larger than max_payload of nats-server: dead letters",
+                name=taken.name,
+                bytes=taken.too_large,
+            )
+            body = hollow(body, taken.name)
         ticket = counting.begin()
         try:
             seq = await desk.link.publish(subject, body, header(taken), expect=expect, message_id=message_id)
@@ -249,11 +280,26 @@ class Router:
         )
         if again and await desk.last_decision(place):
             return
+        if taken.too_large:
+            await self._refuse(place, taken, wanted, waits, body)
+            return
         subject = desk.subjects.delivery(place, wanted.order_key, wanted.supersedes)
         key: str | None = delivery_id(taken.unique_id, wanted.rule, wanted.sink)
-        stored = await desk.link.publish(subject, body, header(waits), expect=0, message_id=key)
+        try:
+            stored = await desk.link.publish(subject, body, header(waits), expect=0, message_id=key)
+        except TooLargeError:  # max_payload is smaller than when the event was taken in
+            await self._refuse(place, taken, wanted, waits, hollow(body, taken.name))
+            return
         if stored is not None:
             return
         if await desk.link.get(desk.stream(DELIVERIES), subject=subject) or await desk.last_decision(place):
             return
         await desk.link.publish(subject, body, header(waits), expect=0)
+
+    async def _refuse(self, place: Place, taken: Taken, wanted: Wanted, waits: Waits, body: bytes) -> None:
+        """It becomes a dead letter, or is one already; the decision alone may be there after a crash."""
+        decision, desk = refusal(taken, wanted, self._desk.me), self._desk
+        seq = await desk.decide(place, decision, 0)
+        last = (seq, decision) if seq is not None else await desk.last_decision(place)
+        if last is not None and last[1].state == "dead":
+            await desk.bury(place, waits, body, *last)

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from bridge.errors import OutboxError, StartError
-from bridge.outbox.jetstream.link import NO_STREAM, OLDEST, ApiError, Link
+from bridge.outbox.jetstream.link import FULL, NO_STREAM, OLDEST, ApiError, Link
 from bridge.outbox.jetstream.wire import Subjects, sink_token
 
 log = structlog.get_logger()
@@ -22,6 +22,9 @@ KEPT = 20  # attempts, and decisions, kept of one delivery
 NANO = 1_000_000_000
 IN_USE = 10058  # err_code: there is a stream of this name with another config
 NO_CONSUMER = 10014
+LEAST_PAYLOAD = 128 << 10  # bytes; JetStream comes with 1 MiB
+LEAST_CONSUMERS = 8  # of each stream: one for each sink, and some that only look
+LEAST_ACK_PENDING = 10_000  # what is held for its next attempt must not keep others from being sent
 SMALLEST_WINDOW = 0.1  # seconds the server takes at least for duplicates
 
 
@@ -32,13 +35,53 @@ class Windows:
     dedup_window: float
     max_size: int | None
 
+    @property
+    def reserved(self) -> int:
+        """Bytes of each copy of the deliveries; -1 for any number."""
+        return -1 if self.max_size is None else self.max_size * 2
 
-def definitions(link: Link, windows: Windows) -> dict[str, dict[str, Any]]:
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the server allows this user; -1 for no limit."""
+
+    payload: int
+    """Bytes of one message."""
+    bytes_required: bool = False
+    """Each stream has to say how large it may become."""
+    consumers: int = -1
+    """Of each stream."""
+    ack_pending: int = -1
+    """Messages a consumer may have handed out."""
+
+    def lack(self) -> str | None:
+        """Why bridge cannot work with so little."""
+        if self.payload < LEAST_PAYLOAD:
+            return f"max_payload is {self.payload} bytes; bridge needs {LEAST_PAYLOAD}"
+        if -1 < self.consumers < LEAST_CONSUMERS:
+            return f"the account may have {self.consumers} consumers a stream; bridge needs {LEAST_CONSUMERS}"
+        if -1 < self.ack_pending < LEAST_ACK_PENDING:
+            return f"the account's max_ack_pending is {self.ack_pending}; bridge needs {LEAST_ACK_PENDING}"
+        return None
+
+
+async def account_of(link: Link) -> Account:
+    limits = (await link.api("INFO"))["limits"]
+    return Account(
+        link.client.max_payload,
+        bool(limits.get("max_bytes_required")),
+        int(limits.get("max_consumers", -1)) or -1,
+        int(limits.get("max_ack_pending", -1)) or -1,
+    )
+
+
+def definitions(link: Link, windows: Windows, account: Account) -> dict[str, dict[str, Any]]:
     """The config of each stream by its kind.
 
     Nothing goes by age: bridge lets go by the times it has written into the messages (`tidy`), and only of
-    what no delivery needs any more. `max_size` holds for the streams together and is bridge's to keep: with
-    room of their own the streams take a settlement also while it makes room.
+    what no delivery needs any more. `max_size` is bridge's to keep; twice as much is reserved for deliveries,
+    so that a server with less says so at the start and not when it is full. What does not fit is refused:
+    to discard old deliveries would be to lose them.
     """
     address = link.address
     window = max(SMALLEST_WINDOW, min(windows.dedup_window, address.duplicate_window))
@@ -48,15 +91,15 @@ def definitions(link: Link, windows: Windows) -> dict[str, dict[str, Any]]:
         "discard": "new",
         "allow_direct": True,
         "max_msgs": -1,
-        "max_bytes": -1 if windows.max_size is None else windows.max_size * 2,
+        "max_bytes": windows.reserved if account.bytes_required else -1,
         "max_age": 0,
         "max_consumers": -1,
         "duplicate_window": int(window * NANO),
     }
-    latest = {"retention": "limits", "max_msgs_per_subject": 1, "discard": "old"}
+    latest = {"retention": "limits", "max_msgs_per_subject": 1}
     history = {"retention": "limits", "max_msgs_per_subject": KEPT, "discard": "old"}
-    queue = {"retention": "workqueue", "max_msgs_per_subject": 1, "discard": "old"}
-    log_of_sights = {"retention": "limits", "max_msgs_per_subject": -1, "discard": "new", "max_bytes": -1}
+    queue = {"retention": "workqueue", "max_msgs_per_subject": 1, "max_bytes": windows.reserved}
+    log_of_sights = {"retention": "limits", "max_msgs_per_subject": -1}
     kinds = {
         EVENTS: latest,
         DELIVERIES: queue,
@@ -79,7 +122,6 @@ def definitions(link: Link, windows: Windows) -> dict[str, dict[str, Any]]:
             "subjects": [f"$KV.{prefix}-state.>"],
             "allow_rollup_hdrs": True,
             "deny_delete": True,
-            "max_bytes": -1,
         }
     )
     return made
@@ -91,13 +133,23 @@ async def prepared(link: Link, windows: Windows) -> None:
     if (version.major, version.minor) < OLDEST:
         raise StartError(f"{link.address.shown}: runs nats-server {version}; bridge needs 2.9 or newer")
     try:
-        for config in definitions(link, windows).values():
+        account = await account_of(link)
+        if lack := account.lack():
+            raise StartError(f"{link.address.shown}: {lack}")
+        for config in definitions(link, windows, account).values():
             await _made(link, config)
         await consumer(link, EVENTS, ROUTER)
     except ApiError as error:
-        raise StartError(f"{error}; check JetStream, its limits, and the rights of this user") from None
+        raise StartError(f"{error}; {_advice(error, link, windows)}") from None
     except OutboxError as error:
         raise StartError(f"{error}; is JetStream enabled (jetstream {{}} in its config)?") from None
+
+
+def _advice(error: ApiError, link: Link, windows: Windows) -> str:
+    if error.code in FULL and windows.max_size is not None:
+        size = f"{windows.reserved / (1 << 30):.3g} GiB for each of {link.address.replicas} copies"
+        return f"max_size has twice its size reserved, {size}: lower it, or give JetStream more storage"
+    return "check JetStream, its limits (bridge needs 7 streams), and the rights of this user"
 
 
 async def _made(link: Link, config: dict[str, Any]) -> None:

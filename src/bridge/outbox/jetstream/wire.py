@@ -49,6 +49,8 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     received: float
     by: str
     routes: tuple[Wanted, ...] = ()
+    too_large: int = 0
+    """Bytes of an event that is more than a message may be: it is kept without its data, and not sent."""
 
 
 class Waits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
