@@ -149,27 +149,32 @@ class Desk:
         supersedes: str | None = None,
         event: int | None = None,
     ) -> list[Place]:
-        """Of all that waits, by row."""
+        """Of all that waits, by row. The server looks at every subject it has for that: see docs/nats.md."""
         asked = self.subjects.deliveries(sink, order_key, supersedes, event)
         found = await self.link.subjects(self.stream(DELIVERIES), asked)
         return sorted(map(place_of, found), key=lambda each: each.row)
+
+    async def waiting_subjects(self, sink: str | None = None) -> list[tuple[Place, str]]:
+        """The same with their subjects, under which each is found at once."""
+        found = await self.link.subjects(self.stream(DELIVERIES), self.subjects.deliveries(sink))
+        return sorted(((place_of(each), each) for each in found), key=lambda each: each[0].row)
 
     async def dead_places(self, sink: str | None = None, event: int | None = None) -> list[Place]:
         found = await self.link.subjects(self.stream(DEAD), self.subjects.tails("dead", sink, event))
         return sorted(map(place_of, found), key=lambda each: each.row)
 
-    async def waiting_message(self, place: Place) -> Stored | None:
-        """The delivery at *place* as it waits now, whatever its keys."""
-        asked = f"{self.subjects.prefix}.deliveries.{sink_token(place.sink)}.*.*.{place.event}.{place.n}"
-        return await self.link.get(self.stream(DELIVERIES), subject=asked)
+    async def waiting_message(self, place: Place, subject: str | None = None) -> Stored | None:
+        """The delivery at *place* as it waits now, whatever its keys, or on *subject*."""
+        anywhere = f"{self.subjects.prefix}.deliveries.{sink_token(place.sink)}.*.*.{place.event}.{place.n}"
+        return await self.link.get(self.stream(DELIVERIES), subject=subject or anywhere)
 
     async def is_held(self, event: int) -> bool:
         """Does a delivery or a dead letter of the event number *event* still need it?"""
         return bool(await self.waiting_places(event=event) or await self.dead_places(event=event))
 
-    async def drop_waiting(self, place: Place, at: float) -> Waits | None:
+    async def drop_waiting(self, place: Place, at: float, subject: str | None = None) -> Waits | None:
         """Let go of a delivery that waits, counted as dropped; None if it waited no more."""
-        found = await self.waiting_message(place)
+        found = await self.waiting_message(place, subject)
         if found is None:
             return None
         waits = read(found.headers, Waits)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
 from bridge.delivery import delivery_id
 from bridge.outbox import Attempt, Trace, TracedDelivery, Waiting
 from bridge.outbox.exchange import Exported, ExportedDelivery
-from bridge.outbox.jetstream.books import Page, Total, sink_totals, source_totals
+from bridge.outbox.jetstream.books import Total, sink_totals, source_totals
 from bridge.outbox.jetstream.books import together as summed
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.pages import pages, uncounted
 from bridge.outbox.jetstream.pauses import pauses
+from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS
 from bridge.outbox.jetstream.wire import Letter, Made, Place, Taken, Waits, read
 from bridge.outbox.queries import stored_event
@@ -22,12 +24,25 @@ from bridge.outbox.queue import Queue, Shown
 from bridge.outbox.verify import Accounts, violations
 
 EXACT = 5000  # up to so many waiting the oldest is looked for among all
+SLOW = 0.5  # seconds for a list of what waits, above which it is used again
+AGAIN = 20.0  # times as long as it took
 PAGE = 200  # deliveries read at a time
+
+
+class Listed(NamedTuple):
+    """What waited for *sink*; *until* monotonic seconds."""
+
+    sink: str | None
+    places: Sequence[tuple[Place, str]]
+    until: float
 
 
 class Questions:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._list: Listed | None = None
+        self._moving: tuple[dict[int, list[tuple[Place, str]]], dict[int, list[Place]]] | None = None
+        """By event number what an export that has begun will find waiting and dead."""
 
     async def oldest(self, sink: str) -> float | None:
         """When the oldest that waits was received; of very many, that of the one longest untouched."""
@@ -80,22 +95,30 @@ class Questions:
         self, sink: str | None = None, after: int = 0
     ) -> AsyncIterator[tuple[Place, Stored, Waits]]:
         """What waits, in the order received, beyond row *after*."""
-        places = [place for place in await self._desk.waiting_places(sink) if place.row > after]
+        places = [each for each in await self._listed(sink) if each[0].row > after]
         for start in range(0, len(places), PAGE):
             page = places[start : start + PAGE]
-            for place, stored in zip(
-                page, await together(map(self._desk.waiting_message, page)), strict=True
-            ):
+            found = await together(self._desk.waiting_message(*each) for each in page)
+            for (place, _), stored in zip(page, found, strict=True):
                 if stored is not None:
                     yield place, stored, read(stored.headers, Waits)
 
+    async def _listed(self, sink: str | None) -> Sequence[tuple[Place, str]]:
+        """What waits; where listing it is slow, as it was a while ago, without what has come since."""
+        began = monotonic()
+        if self._list is None or self._list.sink != sink or self._list.until < began:
+            places = await self._desk.waiting_subjects(sink)
+            took = monotonic() - began
+            self._list = Listed(sink, places, began + took * AGAIN if took > SLOW else 0.0)
+        return self._list.places
+
     async def queues(self) -> list[Queue]:
         """Of every sink that ever got a delivery."""
-        accounts = await self.accounts()
+        sums = sink_totals(await self._sums())
         paused = await pauses(self._desk.bucket)
         return [
-            Queue(sink, sums.waiting, sums.dead, await self.oldest(sink), paused.get(sink))
-            for sink, sums in sorted(accounts.sinks.items())
+            Queue(sink, each.waiting, each.dead, await self.oldest(sink), paused.get(sink))
+            for sink, each in sorted(sums.items())
         ]
 
     async def show(self, identifier: str) -> list[Shown]:
@@ -111,24 +134,32 @@ class Questions:
         return found
 
     async def exported(self, after: int) -> tuple[list[Exported], int | None]:
-        """Events beyond number *after* with what waits or is dead of them, and where to go on."""
-        desk = self._desk
-        held: dict[int, list[Place]] = {}
-        for place in await desk.waiting_places():
-            held.setdefault(place.event, []).append(place)
-        dead: dict[int, list[Place]] = {}
-        for place in await desk.dead_places():
-            dead.setdefault(place.event, []).append(place)
+        """Events beyond number *after* with what waits or is dead of them, and where to go on.
+
+        What came after the first page is not in the others.
+        """
+        if self._moving is None or not after:
+            self._moving = await self._all_held()
+        held, dead = self._moving
         numbers = sorted(each for each in {*held, *dead} if each > after)[:PAGE]
-        lines = [await self._exported(held.get(each, []), dead.get(each, [])) for each in numbers]
+        lines = await together(self._exported(held.get(each, []), dead.get(each, [])) for each in numbers)
         return [each for each in lines if each], numbers[-1] if len(numbers) == PAGE else None
 
-    async def _exported(self, waiting: Sequence[Place], dead: Sequence[Place]) -> Exported | None:
+    async def _all_held(self) -> tuple[dict[int, list[tuple[Place, str]]], dict[int, list[Place]]]:
+        held: dict[int, list[tuple[Place, str]]] = {}
+        for place, subject in await self._desk.waiting_subjects():
+            held.setdefault(place.event, []).append((place, subject))
+        dead: dict[int, list[Place]] = {}
+        for place in await self._desk.dead_places():
+            dead.setdefault(place.event, []).append(place)
+        return held, dead
+
+    async def _exported(self, waiting: Sequence[tuple[Place, str]], dead: Sequence[Place]) -> Exported | None:
         """The line of one event."""
         desk, rows = self._desk, list[tuple[int, ExportedDelivery]]()
         about: tuple[Waits, bytes] | None = None
-        for place in waiting:
-            stored = await desk.waiting_message(place)
+        for place, subject in waiting:
+            stored = await desk.waiting_message(place, subject)
             if stored is None:
                 continue
             waits = read(stored.headers, Waits)
@@ -196,14 +227,15 @@ class Questions:
     async def accounts(self) -> Accounts:
         """The totals of all replicas, and what is counted in the streams."""
         desk = self._desk
-        known = await pages(desk.bucket)
-        sums = summed([*(page.counter() for page in known.values()), await self._since(known)])
+        sums = await self._sums()
         waiting = Counter(place.sink for place in await desk.waiting_places())
         dead = Counter(place.sink for place in await desk.dead_places())
         return Accounts(source_totals(sums), sink_totals(sums), waiting, dead)
 
-    async def _since(self, known: dict[str, Page]) -> Counter[Total]:
-        return summed((await uncounted(self._desk.link, self._desk.subjects, known)).values())
+    async def _sums(self) -> Counter[Total]:
+        known = await pages(self._desk.bucket)
+        beyond = await uncounted(self._desk.link, self._desk.subjects, known)
+        return summed([*(page.counter() for page in known.values()), *beyond.values()])
 
 
 def _waits(waits: Waits, *, turn: bool) -> ExportedDelivery:

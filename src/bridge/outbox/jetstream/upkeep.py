@@ -10,9 +10,10 @@ from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS, SETTLED
-from bridge.outbox.jetstream.wire import Decision, Taken, place_of, read
+from bridge.outbox.jetstream.wire import Decision, Place, Taken, place_of, read
 
 COUNT_AGAIN = 5.0  # seconds after which bytes are counted anew: others store too
+LISTED = 10_000  # of the oldest, noted for when more room is needed
 ROOM_STEP = 200  # deliveries dropped at a time until there is room
 UNCOUNTED = 60.0  # seconds decisions stay in any case: until a replica that is gone has been counted
 KINDS = (EVENTS, DELIVERIES, SETTLED, ATTEMPTS, DEAD)
@@ -26,6 +27,7 @@ class Upkeep:
         self._letters = letters
         self._bound: int | None = None  # bytes that wait, at most; None: not known
         self._bound_until = 0.0
+        self._oldest: list[tuple[Place, str]] = []
 
     async def tidy(self, now: float) -> None:
         desk = self._desk
@@ -134,11 +136,15 @@ class Upkeep:
         return +dropped
 
     async def _drop_oldest(self, now: float) -> Counter[str]:
+        """Those of the sink that held most when they were last listed; who holds most changes slowly."""
         desk = self._desk
-        places = await desk.waiting_places()
-        if not places:
-            return Counter()
-        (sink, _), *_ = Counter(place.sink for place in places).most_common(1)
-        oldest = [place for place in places if place.sink == sink][:ROOM_STEP]
-        gone = await together(desk.drop_waiting(place, now) for place in oldest)
-        return Counter({sink: sum(each is not None for each in gone)})
+        while True:
+            oldest, self._oldest = self._oldest[:ROOM_STEP], self._oldest[ROOM_STEP:]
+            gone = await together(desk.drop_waiting(place, now, subject) for place, subject in oldest)
+            if any(gone):
+                return Counter(each.sink for each in gone if each is not None)
+            if not self._oldest and not (found := await desk.waiting_subjects()):
+                return Counter()
+            if not self._oldest:
+                (sink, _), *_ = Counter(place.sink for place, _ in found).most_common(1)
+                self._oldest = [each for each in found if each[0].sink == sink][:LISTED]
