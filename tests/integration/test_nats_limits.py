@@ -14,6 +14,7 @@ from bridge.event import Event
 from bridge.outbox import Batch, DeadLetterFilter, Intake, SinkTotals
 from bridge.outbox.jetstream.hollow import hollow
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
+from bridge.outbox.jetstream.questions import Questions
 from bridge.outbox.verify import verify
 from tests.contract.outboxes import CRM, NOW, OPS, batch, done, due, event, ids_due, intake
 from tests.integration.test_nats import new_stream, opened, replica
@@ -160,3 +161,22 @@ def test_what_is_kept_of_a_large_event_says_what_it_was() -> None:
     assert msgspec.json.decode(hollow(b"{" * 9999, "n")) == {"name": "n"}
     many = msgspec.json.encode({"name": "n", "identifiers": ids * 999})
     assert msgspec.json.decode(hollow(many, "n")) == {"name": "n"}
+
+
+async def test_very_much_is_walked_through_and_not_listed() -> None:
+    """Page after page, each delivery once, also where the one the last page ended with is gone meanwhile."""
+    async with replica(new_stream()) as outbox:
+        asked = Questions(outbox._desk, much=100)
+        for number in range(0, 600, 100):
+            await outbox.accept(batch(*(intake(f"u{number + n}", CRM, OPS) for n in range(100))))
+        for sink, count in (("crm", 600), (None, 1200)):
+            rows, after = list[int](), 0
+            while page := await asked.waiting(sink, None, after, 70):
+                rows += [each.row for each in page]
+                after = page[-1].row
+            assert len(rows) == len(set(rows)) == count
+        first = await asked.waiting("crm", None, 0, 10)
+        assert [each.unique_id for each in first] == [f"u{n}" for n in range(10)]
+        assert len(await asked.show("u599")) == 2
+        jump = await asked.waiting("crm", None, first[4].row, 1)
+        assert jump[0].row == first[5].row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
 
 from bridge.delivery import delivery_id
 from bridge.outbox import Attempt, Trace, TracedDelivery, Waiting
@@ -16,31 +15,25 @@ from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.pages import pages, uncounted
 from bridge.outbox.jetstream.pauses import pauses
-from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS
-from bridge.outbox.jetstream.wire import Letter, Made, Place, Taken, Waits, read
+from bridge.outbox.jetstream.wire import Letter, Made, Place, Taken, Waits, place_of, read
 from bridge.outbox.queries import stored_event
 from bridge.outbox.queue import Queue, Shown
 from bridge.outbox.verify import Accounts, violations
 
 EXACT = 5000  # up to so many waiting the oldest is looked for among all
-SLOW = 0.5  # seconds for a list of what waits, above which it is used again
-AGAIN = 20.0  # times as long as it took
+MUCH = 50_000  # deliveries in the stream that are not listed any more where they can be walked through
 PAGE = 200  # deliveries read at a time
 
 
-class Listed(NamedTuple):
-    """What waited for *sink*; *until* monotonic seconds."""
-
-    sink: str | None
-    places: Sequence[tuple[Place, str]]
-    until: float
-
-
 class Questions:
-    def __init__(self, desk: Desk) -> None:
+    """Above *much* deliveries what waits is walked through, not listed."""
+
+    def __init__(self, desk: Desk, much: int = MUCH) -> None:
         self._desk = desk
-        self._list: Listed | None = None
+        self._much = much
+        self._last = 0, 0
+        """Row and number of the message at which a walk stopped."""
         self._moving: tuple[dict[int, list[tuple[Place, str]]], dict[int, list[Place]]] | None = None
         """By event number what an export that has begun will find waiting and dead."""
 
@@ -94,23 +87,50 @@ class Questions:
     async def queue(
         self, sink: str | None = None, after: int = 0
     ) -> AsyncIterator[tuple[Place, Stored, Waits]]:
-        """What waits, in the order received, beyond row *after*."""
-        places = [each for each in await self._listed(sink) if each[0].row > after]
+        """What waits, in the order received, beyond row *after*; of very much, in that last touched."""
+        found = self._walked(sink, after) if await self._is_much() else self._listed(sink, after)
+        async for place, stored in found:
+            yield place, stored, read(stored.headers, Waits)
+
+    async def _is_much(self) -> bool:
+        """Too much for a list: the server would answer nobody else for seconds."""
+        info = await self._desk.link.info(self._desk.stream(DELIVERIES))
+        return bool(info["state"]["messages"] > self._much)
+
+    async def _listed(self, sink: str | None, after: int) -> AsyncIterator[tuple[Place, Stored]]:
+        places = [each for each in await self._desk.waiting_subjects(sink) if each[0].row > after]
         for start in range(0, len(places), PAGE):
             page = places[start : start + PAGE]
             found = await together(self._desk.waiting_message(*each) for each in page)
             for (place, _), stored in zip(page, found, strict=True):
                 if stored is not None:
-                    yield place, stored, read(stored.headers, Waits)
+                    yield place, stored
 
-    async def _listed(self, sink: str | None) -> Sequence[tuple[Place, str]]:
-        """What waits; where listing it is slow, as it was a while ago, without what has come since."""
-        began = monotonic()
-        if self._list is None or self._list.sink != sink or self._list.until < began:
-            places = await self._desk.waiting_subjects(sink)
-            took = monotonic() - began
-            self._list = Listed(sink, places, began + took * AGAIN if took > SLOW else 0.0)
-        return self._list.places
+    async def _walked(self, sink: str | None, after: int) -> AsyncIterator[tuple[Place, Stored]]:
+        """In the order of the stream, PAGE numbers at a time, from behind the row *after*."""
+        desk, subject = self._desk, self._desk.subjects.deliveries(sink)
+        seq = 1 + await self._number(after) if after else 1
+        while True:
+            found = await together(
+                desk.link.get(desk.stream(DELIVERIES), subject=subject, seq=number, direct=True)
+                for number in range(seq, seq + PAGE)
+            )
+            for each in {stored.seq: stored for stored in found if stored}.values():
+                place = place_of(each.subject)
+                self._last = place.row, each.seq
+                yield place, each
+            if found[-1] is None:
+                return
+            seq = found[-1].seq + 1
+
+    async def _number(self, row: int) -> int:
+        """Of the message of *row*: the last one that was walked over, mostly."""
+        if self._last[0] == row:
+            return self._last[1]
+        event, n = Place.at("", row)[1:]
+        anywhere = f"{self._desk.subjects.prefix}.deliveries.*.*.*.{event}.{n}"
+        found = await self._desk.link.get(self._desk.stream(DELIVERIES), subject=anywhere)
+        return found.seq if found else 0
 
     async def queues(self) -> list[Queue]:
         """Of every sink that ever got a delivery."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -10,9 +11,11 @@ from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS, SETTLED
-from bridge.outbox.jetstream.wire import Decision, Place, Taken, place_of, read
+from bridge.outbox.jetstream.wire import ROUTE_BITS, Decision, Place, Taken, place_of, read
 
 COUNT_AGAIN = 5.0  # seconds after which bytes are counted anew: others store too
+SLOW = 0.5  # seconds for a list of what waits, above which it is used again
+AGAIN = 20.0  # times as long as it took
 LISTED = 10_000  # of the oldest, noted for when more room is needed
 ROOM_STEP = 200  # deliveries dropped at a time until there is room
 UNCOUNTED = 60.0  # seconds decisions stay in any case: until a replica that is gone has been counted
@@ -27,6 +30,8 @@ class Upkeep:
         self._letters = letters
         self._bound: int | None = None  # bytes that wait, at most; None: not known
         self._bound_until = 0.0
+        self._rows: array[int] | None = None
+        self._rows_until = 0.0
         self._oldest: list[tuple[Place, str]] = []
 
     async def tidy(self, now: float) -> None:
@@ -42,7 +47,7 @@ class Upkeep:
         first, end = await self._range(stream, lambda found: read(found.headers, Taken).received < before)
         if first == end:
             return
-        held = {place.event for place in (*await desk.waiting_places(), *await desk.dead_places())}
+        held = {row >> ROUTE_BITS for row in await self._held()}
         kept = sorted(each for each in held if first <= each < end)
         routed = await self._routed()
         if not kept:
@@ -51,6 +56,19 @@ class Upkeep:
         async for found in self._until(stream, first, min(end, routed + 1)):
             if found.seq not in held and read(found.headers, Taken).received < before:
                 await desk.link.delete(stream, found.seq)
+
+    async def _held(self) -> frozenset[int]:
+        """Rows of what waits and what is dead; where listing them is slow, as they were a while ago.
+
+        What has come since is too new to be let go of.
+        """
+        began = monotonic()
+        if self._rows is None or self._rows_until < began:
+            places = (*await self._desk.waiting_places(), *await self._desk.dead_places())
+            took = monotonic() - began
+            self._rows = array("q", (each.row for each in places))
+            self._rows_until = began + took * AGAIN if took > SLOW else 0.0
+        return frozenset(self._rows)
 
     async def _routed(self) -> int:
         """Up to which number all events have been routed."""
@@ -83,7 +101,7 @@ class Upkeep:
         first, end = await self._range(stream, lambda found: read(found.headers, Decision).at < before)
         if first == end:
             return
-        needed = {place.row for place in (*await desk.waiting_places(), *await desk.dead_places())}
+        needed = await self._held()
         kept = False
         async for found in self._until(stream, first, end):
             place, decision = place_of(found.subject), read(found.headers, Decision)
