@@ -203,9 +203,6 @@ class Stage:
         async def yes() -> bool:
             return True
 
-        async def shown(_judge: Judge) -> None:
-            pass
-
         return Owner(
             self.number,
             self.store(self.bucket, self.number, name, one_by_one),
@@ -213,12 +210,16 @@ class Stage:
             judge=self._judge,
             owns=yes,
             announce=self.announce,
-            judged=shown,
+            pass_on=self._pass_on,
             now=lambda: self.seconds,
         )
 
+    async def _pass_on(self, messages: Sequence[tuple[int, bytes, str]]) -> None:
+        await Turn("pass on")
+        await self.logs.publish([Outgoing(*each) for each in messages])
+
     def _judge(self, rows: Mapping[Row, bytes]) -> Judge:
-        judge = Judge(PATIENCE, shard, ((*row, state) for row, state in rows.items()))
+        judge = Judge(self.number, PATIENCE, shard, ((*row, state) for row, state in rows.items()))
         judge.configure(self.alerts, OVERLAP, {"eu1": PARTS})
         return judge
 

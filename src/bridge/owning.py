@@ -11,20 +11,22 @@ another owner does not know of. The lease only says who tries.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import anyio
+import msgspec
 import structlog
 
 from bridge import decode
 from bridge.alerts.engine import Row
-from bridge.alerts.groups import Notice
-from bridge.alerts.judging import REPEATS, Judge
+from bridge.alerts.judging import REPEATS, Follows, Judge
+from bridge.alerts.partition import packed
 from bridge.errors import OutboxError
 from bridge.ingest import Notification, notification
-from bridge.outbox.jetstream.judged import Commit, Told
+from bridge.outbox.jetstream.judged import Commit, Passed, Told
 from bridge.outbox.jetstream.sights import Logged
 
 log = structlog.get_logger()
@@ -51,6 +53,10 @@ class Store(Protocol):
         """Rows of the last commit, each unless another owner has changed it."""
         ...
 
+    async def show(self, now: bytes) -> None:
+        """Who is pending or firing, unless another owner has shown it since."""
+        ...
+
     async def tidy(self) -> None: ...
 
 
@@ -71,7 +77,7 @@ class Log(Protocol):
 
 
 class Owner:
-    """*announce* stores notifications; *judged* is told when somebody entered another phase.
+    """*announce* stores notifications, *pass_on* sends what is other partitions'.
 
     *owns* asks whether the partition is this replica's at this moment, by all that replicas share. *now* is
     monotonic, in seconds.
@@ -86,7 +92,7 @@ class Owner:
         judge: Callable[[Mapping[Row, bytes]], Judge],
         owns: Callable[[], Awaitable[bool]],
         announce: Callable[[Sequence[Notification]], Awaitable[None]],
-        judged: Callable[[Judge], Awaitable[None]],
+        pass_on: Callable[[Sequence[tuple[int, bytes, str]]], Awaitable[None]],
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.number = number
@@ -97,7 +103,7 @@ class Owner:
         self._new_judge = judge
         self._owns = owns
         self._announce = announce
-        self._judged = judged
+        self._pass_on = pass_on
         self._now = now
         self._stored = self._tidied = 0.0
         self._moves = 0
@@ -165,14 +171,14 @@ class Owner:
         return bool(found)
 
     async def _keep(self, judge: Judge, now: float) -> None:
-        """Commit what follows from what was read, and do it."""
+        """Commit what follows from what was read, and do it; who fires is shown before anybody is told."""
         self._stored = now
-        rows, notices = judge.taken()
-        if rows or notices:
-            await self._commit(committed(judge.through, rows, notices))
         if judge.alerting.moves != self._moves:
             self._moves = judge.alerting.moves
-            await self._judged(judge)
+            await self._store.show(msgspec.json.encode(judge.alerting.current()))
+        through, follows = judge.through, judge.taken()
+        if any(follows):
+            await self._commit(committed(self.number, through, follows))
 
     async def _commit(self, commit: Commit) -> None:
         await self._store.commit(commit)
@@ -181,6 +187,8 @@ class Owner:
     async def _do(self, commit: Commit) -> None:
         if commit.told:
             await self._announce([notified(each) for each in commit.told])
+        if commit.passed:
+            await self._pass_on([(each.number, each.body.encode(), each.id) for each in commit.passed])
         await self._store.write(commit.rows)
 
     async def _tidy(self, judge: Judge, now: float) -> None:
@@ -195,13 +203,15 @@ class Owner:
         await self._store.tidy()
 
 
-def committed(through: int, rows: Mapping[Row, bytes | None], notices: Sequence[Notice]) -> Commit:
+def committed(number: int, through: int, follows: Follows) -> Commit:
     """What is stored of it."""
-    told = [notification(each) for each in notices]
+    told = [notification(each) for each in follows.notices]
+    bodies = [(to, packed(f"partition {number}", [item], None)[0].decode()) for to, item in follows.passed]
     return Commit(
         through,
-        tuple((*row, None if state is None else state.decode()) for row, state in rows.items()),
+        tuple((*row, None if state is None else state.decode()) for row, state in follows.rows.items()),
         tuple(Told(each.alert, each.key, each.sinks, each.event.body.decode()) for each in told),
+        tuple(Passed(to, body, f"{number}/{through}/{zlib.crc32(body.encode())}") for to, body in bodies),
     )
 
 

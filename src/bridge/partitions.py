@@ -112,22 +112,19 @@ class Partitions:
     def _owner(self, number: int) -> Owner:
         store, leasing = self._outbox.judged(number), self._outbox.leasing
 
-        async def judged(judge: Judge) -> None:
-            await store.show(msgspec.json.encode(judge.alerting.current()))
-
         return Owner(
             number,
             store,
             self._outbox.sight_log(number),
-            judge=self._judge,
+            judge=partial(self._judge, number),
             owns=partial(leasing.fence, lease_of(number)),
             announce=self._announce,
-            judged=judged,
+            pass_on=self._outbox.publish_sights,
         )
 
-    def _judge(self, rows: Mapping[tuple[str, str, str], bytes]) -> Judge:
+    def _judge(self, number: int, rows: Mapping[tuple[str, str, str], bytes]) -> Judge:
         patience = int(max(PATIENCE, self._outbox.lease) * SECOND)
-        judge = Judge(patience, shard, ((*row, state) for row, state in rows.items()))
+        judge = Judge(number, patience, shard, ((*row, state) for row, state in rows.items()))
         judge.alerting.silences = dict(self.silences)
         judge.alerting.others = self._others
         judge.alerting.tally.late, judge.alerting.tally.flaps = self._late, self._flaps

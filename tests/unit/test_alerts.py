@@ -480,6 +480,35 @@ def test_an_alert_that_is_taken_out_of_the_rules_ends() -> None:
     assert life.rows == {}
 
 
+def test_with_another_group_by_old_groups_end_and_those_of_today_begin() -> None:
+    """With a reload, and with a restart on another config; and what ends later ends the new group."""
+    grouped = alerts(with_(DOWN, "group_by: [alertname]", "group_wait: 2s", "group_interval: 5s"))
+    for restarts in (False, True):
+        life = Life(alerts(DOWN))
+        for each in (disconnect(0), disconnect(0, "gw2")):
+            life.see(each[1])
+        life.run(20)
+        if restarts:
+            life.alerts = grouped
+            life.restart()
+        else:
+            life.engine.configure(grouped, 10 * SECOND)
+        life.run(30)
+        for each in (connect(30), connect(30, "gw2")):
+            life.see(each[1])
+        life.run(60)
+
+        told = [(at, word, key) for at, word, key in words(life) if at > 11]
+        assert told == [
+            (21, "resolved", "gw1"),
+            (21, "resolved", "gw2"),
+            (23, "firing", "alertname=down"),
+            (40, "resolved", "alertname=down"),
+        ]
+        assert len({notice.document["unique_id"] for _, notice in life.notices}) == 6
+        assert not [row for row in life.rows if row[0] == "group"]
+
+
 def test_nobody_is_told_at_night() -> None:
     """Mute times hold everything until they end; START is 21:20."""
     text = with_(DOWN, "mute: [{times: ['21:00-21:30']}]", "repeat_interval: never")

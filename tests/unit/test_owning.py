@@ -14,9 +14,10 @@ from itertools import product
 import pytest
 
 from bridge.alerts.engine import Row
-from bridge.alerts.partition import partition
+from bridge.alerts.partition import PARTITIONS, partition
+from bridge.alerts.parts import SECOND
 from bridge.outbox.jetstream.judged import Commit, Judged, Together, stored_rows
-from tests.alerting import alert_set, device, event, gateway
+from tests.alerting import Life, alert_set, device, event, gateway
 from tests.partitions import Bucket, Logs, Process, Reader, Script, Stage, alone, done, fill
 
 ALERTS = alert_set("""
@@ -199,3 +200,49 @@ class Blunt(Judged):
 def test_planted_bugs_are_seen(bug: type[Judged]) -> None:
     """In some of the schedules."""
     assert any(each != (EXPECTED, FOLLOWS) for each in outcomes(bug))
+
+
+SILENT = """
+alerts:
+  - name: silent
+    kind: absent
+    match: {name: as.up.data.forward}
+    by: device
+    for: 1m
+    send: [ops]
+"""
+
+
+def test_with_another_group_by_what_is_known_moves_to_the_new_owners() -> None:
+    """Nobody is missed who sends, and who is silent is missed once; as with one engine that is reloaded."""
+    first, then = alert_set(SILENT), alert_set(SILENT + "    group_by: [application]\n")
+    uplinks = [event("as.up.data.forward", at, device(f"m{n}")) for at in (1.0, 40.0) for n in range(8)]
+    life, logs = Life(first), Logs()
+    reader = Reader("a", logs, first)
+    stages = [Stage(first, logs, number) for number in range(PARTITIONS)]
+    owners = [Process(each, "a") for each in stages]
+    for second in range(1, 450):
+        logs.now = second
+        if second == 35:
+            life.engine.configure(then, 10 * SECOND)
+            reader.passing.configure(then)
+            for each in stages:
+                each.alerts = then
+            owners = [Process(each, "b") for each in stages]
+        for uplink in uplinks[:8] if second == 1 else uplinks[8:12] if second == 40 else ():
+            life.see(uplink)
+            reader.see(uplink)
+        reader.beat()
+        life.tick(second)
+        for each, owner in zip(stages, owners, strict=True):
+            each.seconds = second
+            owner.idle = 0
+            while owner.idle < 1:
+                owner.go()
+    told = [id for each in stages for id in each.announced]
+    assert sorted(told) == sorted(notice.document["unique_id"] for _, notice in life.notices)
+    assert len(told) == 2
+    rows = {
+        key.partition(".row.")[0] for each in stages for key in each.bucket.rows() if ".row.track." in key
+    }
+    assert rows == {f"judged.{partition(then.by_name['silent'], 'plant-a/m1')}"}

@@ -98,6 +98,8 @@ class Alerting:
         self._dirty: dict[Row, None] = {}
         self._swept = 0
         self._leaving: dict[str, Alert | None] = {}
+        self._is_changed = False
+        """Is the config another one since the last tick?"""
         self._sources: dict[tuple[str, ...], tuple[str, ...]] = {}
         """One tuple for all that have the same sources."""
 
@@ -105,7 +107,7 @@ class Alerting:
 
     def configure(self, alerts: AlertSet, overlap: int) -> None:
         """From now on watch *alerts*. Others end with the next tick; states of another kind are dropped."""
-        self._overlap = overlap
+        self._overlap, self._is_changed = overlap, True
         gone = {*self._tracks, *self._groups} - set(alerts.by_name)
         self._leaving |= {name: self.alerts.by_name.get(name) for name in gone - set(self._leaving)}
         self.alerts = alerts
@@ -133,12 +135,55 @@ class Alerting:
         return notices
 
     def _ended(self, alert: Alert) -> list[Notice]:
+        found = self._groups.get(alert.name, {})
+        return [notice for key, group in found.items() for notice in self._end(alert, key, group)]
+
+    def _end(self, alert: Alert, key: str, group: Group) -> list[Notice]:
+        for each in list(group.members):
+            groups.resolved(alert, group, each, self.now, self.now)
+        return groups.flush(alert, key, group, self.now, self.now, lambda _: None)
+
+    def _regroup(self) -> list[Notice]:
+        """Groups that another `group_by` has made end, and who was in them is told of with those of today."""
         notices: list[Notice] = []
-        for key, group in self._groups.get(alert.name, {}).items():
-            for each in list(group.members):
-                groups.resolved(alert, group, each, self.now, self.now)
-            notices += groups.flush(alert, key, group, self.now, self.now, lambda _: None)
+        for alert in self.alerts.alerts:
+            found = self._groups[alert.name]
+            old = [name for name, each in found.items() if not groups.is_today(alert, name, each)]
+            members = [key for name in old for key in found[name].members]
+            for name in old:
+                notices += self._end(alert, name, found.pop(name))
+                self._dirty["group", alert.name, name] = None
+            for key in members:
+                track = self._tracks[alert.name].get(key)
+                if track is not None and track.phase == "firing":
+                    self._fire(alert, key, track, self.now, start=self.now)
         return notices
+
+    def keys(self, name: str) -> list[str]:
+        """Of whom the alert *name* remembers something."""
+        return list(self._tracks.get(name, ()))
+
+    def give(self, name: str, key: str) -> Track | None:
+        """What is remembered of *key*, which another engine judges from now on."""
+        track = self._tracks.get(name, {}).get(key)
+        if track is not None:
+            self._active[name].discard(key)
+            self._forget(name, key)
+        return track
+
+    def adopt(self, name: str, key: str, track: Track) -> None:
+        """What another engine has given away; what is known here already by newer events stands."""
+        alert, known = self.alerts.by_name.get(name), self._tracks.get(name, {}).get(key)
+        is_known = known is not None and known.seen >= track.seen
+        if alert is None or is_known or type(track.core) is not type(new_track(alert).core):
+            return
+        if known is not None:
+            self.give(name, key)
+        self._remember(name, key, track)
+        self._dirty["track", name, key] = None
+        if track.phase == "firing":
+            self._fire(alert, key, track, self.now, start=self.now)
+        self._schedule(alert, key, track)
 
     def _drop(self, name: str) -> None:
         for key, track in self._tracks.pop(name, {}).items():
@@ -154,13 +199,8 @@ class Alerting:
             match part:
                 case "track":
                     track = _track.decode(state)
-                    track.scheduled = 0
-                    track.sources = self._sources.setdefault(track.sources, track.sources)
-                    self._tracks.setdefault(alert, {})[key] = track
+                    self._remember(alert, key, track)
                     self._upto = max(self._upto, track.clock)
-                    self.tally.phases[alert, track.phase] += 1
-                    if track.phase != "inactive":
-                        self._active.setdefault(alert, set()).add(key)
                 case "group":
                     group = _group.decode(state)
                     group.scheduled = 0
@@ -170,6 +210,14 @@ class Alerting:
                     self.silences[key] = _silence.decode(state)
                 case "blind":
                     self._blind[key] = _blind.decode(state)
+
+    def _remember(self, name: str, key: str, track: Track) -> None:
+        track.scheduled = 0
+        track.sources = self._sources.setdefault(track.sources, track.sources)
+        self._tracks.setdefault(name, {})[key] = track
+        self.tally.phases[name, track.phase] += 1
+        if track.phase != "inactive":
+            self._active.setdefault(name, set()).add(key)
 
     def rows(self) -> dict[Row, bytes | None]:
         """What has changed since the last call: JSON, or None for what is to be forgotten."""
@@ -256,6 +304,9 @@ class Alerting:
                 self._reschedule(name, key)
         self._upto = max(self._upto, self.now - self._overlap)
         notices = self._leave()
+        if self._is_changed and self.now:
+            notices += self._regroup()
+            self._is_changed = False
         left = self.at_once
         while left > 0:
             due = self._due[0][0] + self._overlap if self._due else None
@@ -343,13 +394,7 @@ class Alerting:
             self._count(alert, change)
             known = change.at + self._overlap
             if change.phase == "firing":
-                name = groups.group_key(alert, key)
-                group = self._groups[alert.name].setdefault(name, Group(track.since))
-                member = Member(
-                    track.since, causes=list(track.causes), data=track.data, value=value_of(alert, track)
-                )
-                groups.fired(alert, group, key, member, known)
-                self._touch(alert.name, name, group)
+                self._fire(alert, key, track, known, start=track.since)
             elif change.was == "firing":
                 self._resolve(alert, key, change.at, known)
             if change.phase == "inactive":
@@ -360,6 +405,14 @@ class Alerting:
     def _count(self, alert: Alert, change: Change) -> None:
         if isinstance(alert.spec, State) and change.was == "pending" and change.phase == "inactive":
             self.tally.flaps[alert.by] += 1
+
+    def _fire(self, alert: Alert, key: str, track: Track, at: int, *, start: int) -> None:
+        """*start* is that of the group, if it begins with this: no two of one name have the same."""
+        name = groups.group_key(alert, key)
+        group = self._groups[alert.name].setdefault(name, Group(start))
+        member = Member(track.since, causes=list(track.causes), data=track.data, value=value_of(alert, track))
+        groups.fired(alert, group, key, member, at)
+        self._touch(alert.name, name, group)
 
     def _resolve(self, alert: Alert, key: str, ends: int, at: int) -> None:
         name = groups.group_key(alert, key)

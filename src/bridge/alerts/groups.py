@@ -88,6 +88,11 @@ def group_key(alert: Alert, key: str) -> str:
     return ",".join(f"{each}={labels.get(each, '')}" for each in alert.grouping.by) or ALL
 
 
+def is_today(alert: Alert, name: str, group: Group) -> bool:
+    """Is *group* one that the alert has as it is now? With another `group_by` its members are elsewhere."""
+    return all(group_key(alert, each) == name for each in group.members)
+
+
 def fired(alert: Alert, group: Group, key: str, member: Member, at: int) -> None:
     """*key* fires; *at* is when that is known."""
     known = group.members.get(key)

@@ -6,13 +6,15 @@ everything when it could not: the next life begins with what was stored, and rea
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from bridge.alerts.engine import Alerting, Row
 from bridge.alerts.groups import Notice
-from bridge.alerts.partition import Item, Message, Recent, unpacked
+from bridge.alerts.partition import Item, Message, Moved, Recent, Seen, partition, unpacked
 from bridge.alerts.parts import SECOND
 from bridge.alerts.readers import PartOf, Readers
 from bridge.alerts.sights import AlertSet, Sight
@@ -21,14 +23,28 @@ REPEATS = (
     120 * SECOND
 )  # ns for which the ids of events are remembered: a dead reader's last batch comes again
 AT_ONCE = 1000  # states moved before they are stored
+MOVED = 20  # tracks in one item
+
+
+class Follows(NamedTuple):
+    """What changes, what is to be told, and what other partitions have to know, with their numbers."""
+
+    rows: Mapping[Row, bytes | None]
+    notices: Sequence[Notice]
+    passed: Sequence[tuple[int, Item]]
 
 
 class Judge:
-    """*patience* in ns: so long without a beat, and a reader is gone."""
+    """Of the partition *number*. *patience* in ns: so long without a beat, and a reader is gone."""
 
     def __init__(
-        self, patience: int, part_of: PartOf, rows: Iterable[tuple[str, str, str, bytes]] = ()
+        self,
+        number: int,
+        patience: int,
+        part_of: PartOf,
+        rows: Iterable[tuple[str, str, str, bytes]] = (),
     ) -> None:
+        self.number = number
         self.alerting = Alerting()
         self.alerting.at_once = AT_ONCE
         self.alerting.load(rows)
@@ -38,6 +54,8 @@ class Judge:
         """What is to be told."""
         self.rows: dict[Row, bytes | None] = {}
         """What has changed."""
+        self.passed: list[tuple[int, Item]] = []
+        """What is another partition's."""
         self._readers = Readers(patience, part_of)
         self._recent = Recent(REPEATS)
         self._sources: Mapping[str, Sequence[str]] = {}
@@ -46,6 +64,7 @@ class Judge:
         """*overlap* in ns; *sources* are the leases of each."""
         self._sources = sources
         self.alerting.configure(alerts, overlap)
+        self._move()
         self._tick()
 
     def recall(self, at: int, body: bytes) -> None:
@@ -78,21 +97,50 @@ class Judge:
         self._note()
         return True
 
-    def taken(self) -> tuple[Mapping[Row, bytes | None], Sequence[Notice]]:
-        """What has changed, and what is to be told of it, since this was last asked."""
+    def taken(self) -> Follows:
+        """What follows from all that came since this was last asked."""
         self._note()
-        rows, notices = self.rows, self.notices
-        self.rows, self.notices = {}, []
-        return rows, notices
+        found = Follows(self.rows, self.notices, self.passed)
+        self.rows, self.notices, self.passed = {}, [], []
+        return found
 
     def _observe(self, item: Item) -> None:
         if item.missed is not None:
             self.alerting.missed(item.source, item.missed)
-        alerts = self.alerting.alerts.by_name
-        sights = [
-            Sight(alerts[each.alert], each.key, each.what) for each in item.sights if each.alert in alerts
-        ]
-        self.alerting.observe(item.source, sights, item.now, only_known=item.only_known)
+        for each in item.moved:
+            self.alerting.adopt(each.alert, each.key, each.track)
+        alerts, mine, others = self.alerting.alerts.by_name, list[Sight](), defaultdict[int, list[Seen]](list)
+        for seen in item.sights:
+            alert = alerts.get(seen.alert)
+            if alert is None:
+                continue
+            number = self.number if item.passed else partition(alert, seen.key)
+            if number == self.number:
+                mine.append(Sight(alert, seen.key, seen.what))
+            else:
+                others[number].append(seen)
+        self.alerting.observe(item.source, mine, item.now, only_known=item.only_known)
+        for number, found in others.items():
+            self._pass(number, msgspec.structs.replace(item, sights=tuple(found), missed=None, moved=()))
+
+    def _move(self) -> None:
+        """With another `group_by` what is known of some is another partition's."""
+        found: defaultdict[int, list[Moved]] = defaultdict(list)
+        for alert in self.alerting.alerts.alerts:
+            for key in self.alerting.keys(alert.name):
+                number = partition(alert, key)
+                track = self.alerting.give(alert.name, key) if number != self.number else None
+                if track is not None:
+                    found[number].append(Moved(alert.name, key, track))
+        for number, each in found.items():
+            for start in range(0, len(each), MOVED):
+                moved = tuple(each[start : start + MOVED])
+                self._pass(number, Item("", f"moved/{moved[0].alert}/{moved[0].key}", 0, moved=moved))
+
+    def _pass(self, number: int, item: Item) -> None:
+        """The same event may have come to that partition by itself, about others."""
+        id = f"{item.id}/{self.number}/{self.through}"
+        self.passed.append((number, msgspec.structs.replace(item, id=id, passed=True)))
 
     def _tick(self) -> None:
         clock = self._readers.clock()

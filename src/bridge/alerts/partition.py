@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from bridge.alerts import Alert
+from bridge.alerts import Alert, Track
 from bridge.alerts.blind import BlindSpot
 from bridge.alerts.groups import group_key
 from bridge.alerts.parts import Observation
@@ -36,10 +36,19 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     what: Observation
 
 
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """What another partition remembered of *key*, until the alert's groups became others."""
+
+    alert: str
+    key: str
+    track: Track
+
+
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     """What *source* brought in one event, as far as it concerns one partition.
 
     *id* is the event's: one that comes twice counts once. *now* is the reader's idea of the server's clock.
+    *passed*: by another partition, to which it was sent by a replica with another config.
     """
 
     source: str
@@ -48,6 +57,8 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True):
     sights: tuple[Seen, ...] = ()
     only_known: bool = False
     missed: BlindSpot | None = None
+    moved: tuple[Moved, ...] = ()
+    passed: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True):

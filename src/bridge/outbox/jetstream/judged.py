@@ -41,12 +41,21 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     event: str
 
 
+class Passed(msgspec.Struct, frozen=True, array_like=True):
+    """A message for another partition, and the id by which a repeat is known."""
+
+    number: int
+    body: str
+    id: str
+
+
 class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
     """What follows from the messages of the log up to *through*; None for a row that is forgotten."""
 
     through: int = 0
     rows: tuple[tuple[str, str, str, str | None], ...] = ()
     told: tuple[Told, ...] = ()
+    passed: tuple[Passed, ...] = ()
 
 
 class Head(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -99,6 +108,7 @@ class Judged:
         self._under = f"judged.{number}"
         self._me = me
         self._revision = 0
+        self._shown = 0
         self._rows: dict[str, int] = {}
         """Revisions by key."""
         self._forgotten: deque[tuple[float, str]] = deque()
@@ -154,6 +164,8 @@ class Judged:
         async for entry in self._bucket.newest(self._under):
             if entry.key == f"{self._under}.commit":
                 last = max(last, entry.revision)
+            if entry.key == f"{self._under}.now":
+                self._shown = entry.revision
             if not entry.key.startswith(f"{self._under}.row."):
                 continue
             last = max(last, entry.revision)
@@ -207,8 +219,11 @@ class Judged:
             del self._rows[key]
 
     async def show(self, now: bytes) -> None:
-        """Who is pending or firing."""
-        await self._bucket.put(f"{self._under}.now", packed(now))
+        """Who is pending or firing; OutboxError if another owner has shown that since."""
+        revision = await self._bucket.put(f"{self._under}.now", packed(now), self._shown)
+        if revision is None:
+            raise OutboxError("another replica shows this partition of the alerts")
+        self._shown = revision
 
 
 async def stored_rows(bucket: Entries, what: str = "") -> AsyncIterator[tuple[AlertRow, bytes]]:
