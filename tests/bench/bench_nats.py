@@ -3,18 +3,24 @@
     python -m tests.bench.bench_nats [events a process]
 
 One delivery an event, bodies of 1.4 kB, nothing is sent: this is the outbox alone, and beside it the same on
-SQLite. Memory is the server's once it was started again with all that is kept: what known ids cost.
+SQLite. Disk is what is kept once everything is delivered, memory the server's once it was started again with
+that: what an event costs for `dedup_window`. In and out are bytes of messages.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bridge.delivery import Delivered, Done, Route, Settlement
@@ -24,7 +30,8 @@ from bridge.outbox import Batch, Intake, Outbox
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.outbox import open_jetstream
 from bridge.outbox.sqlite import open_outbox, threads
-from tests.nats import nats_server
+from tests.nats import NatsServer, nats_cluster, nats_server
+from tests.servers import free_port
 
 COUNT = 5000
 BATCH = 128
@@ -88,8 +95,19 @@ async def on_sqlite(folder: Path, count: int) -> None:
 def child(arguments: list[str]) -> None:
     kind, where, name, count = arguments
     began, cpu = time.perf_counter(), cpu_seconds()
-    asyncio.run(on_nats(where, name, int(count)) if kind == "nats" else on_sqlite(Path(where), int(count)))
+    what = on_nats(where, name, int(count)) if kind == "nats" else on_sqlite(Path(where), int(count))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(what)
     print(f"{time.perf_counter() - began} {cpu_seconds() - cpu}")
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The loop that `bridge run` takes."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def cpu_seconds() -> float:
@@ -97,8 +115,41 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Of nats-servers together: CPU seconds, KiB of memory, bytes on disk, and of messages in and out."""
+
+    cpu: float
+    memory: float
+    disk: int
+    received: int
+    sent: int
+
+    def __sub__(self, other: Used) -> Used:
+        return Used(*(getattr(self, each.name) - getattr(other, each.name) for each in fields(self)))
+
+
+def used(servers: Sequence[NatsServer]) -> Used:
+    total = Used(0.0, 0.0, 0, 0, 0)
+    for server in servers:
+        assert server.process is not None
+        memory, cpu = server_kib(server.process.pid)
+        disk = sum(each.stat().st_size for each in server.directory.rglob("*.blk"))
+        asked = re.search(r"http: [^:]*:(\d+)", server.more)
+        assert asked is not None
+        with urllib.request.urlopen(f"http://127.0.0.1:{asked[1]}/varz") as answer:
+            varz = json.load(answer)
+        total = Used(
+            total.cpu + cpu,
+            total.memory + memory,
+            total.disk + disk,
+            total.received + varz["in_bytes"],
+            total.sent + varz["out_bytes"],
+        )
+    return total
+
+
 def measured(what: str, calls: list[list[str]], count: int) -> None:
-    began = time.perf_counter()
     running = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.bench.bench_nats", "child", *call], stdout=subprocess.PIPE
@@ -107,12 +158,9 @@ def measured(what: str, calls: list[list[str]], count: int) -> None:
     ]
     told = [each.communicate()[0].decode().split() for each in running]
     took = max(float(seconds) for seconds, _ in told)
-    cpu = sum(float(used) for _, used in told)
+    cpu = sum(float(seconds) for _, seconds in told)
     total = count * len(calls)
-    print(
-        f"{what:22} {total / took:8.0f} deliveries/s {cpu / total * 1e6:8.0f} µs of bridge's CPU a delivery"
-        f"   (started and ended in {time.perf_counter() - began:.1f} s)"
-    )
+    print(f"{what:34} {total / took:6.0f} deliveries/s, {cpu / total * 1e6:4.0f} µs of bridge's CPU each")
 
 
 def server_kib(pid: int) -> tuple[int, float]:
@@ -123,23 +171,41 @@ def server_kib(pid: int) -> tuple[int, float]:
     return memory, (int(fields[11]) + int(fields[12])) / 100
 
 
+def on_servers(what: str, url: str, servers: Sequence[NatsServer], processes: int, count: int) -> None:
+    calls = [["nats", url, f"p{n}", str(count)] for n in range(processes)]
+    before, total = used(servers), count * processes
+    measured(what, calls, count)
+    cost = used(servers) - before
+    for server in servers:
+        server.restart()
+    memory = (used(servers).memory - before.memory) * 1024
+    told = [
+        (cost.cpu / total * 1e6, "µs of the servers' CPU"),
+        (cost.disk / total, "bytes of their disks"),
+        (memory / total, "of their memory"),
+        (cost.received / total, "in"),
+        (cost.sent / total, "out"),
+    ]
+    print(f"{'':36}{', '.join(f'{value:.0f} {unit}' for value, unit in told)}, a delivery")
+
+
 def main(count: int = COUNT) -> None:
     with tempfile.TemporaryDirectory() as folder:
         measured("SQLite, 1 process", [["sqlite", folder, "s", str(count)]], count)
     for processes in (1, 2, 3):
-        with tempfile.TemporaryDirectory() as folder, nats_server(Path(folder)) as server:
-            assert server.process is not None
-            calls = [["nats", server.url(), f"p{n}", str(count)] for n in range(processes)]
-            memory, cpu = server_kib(server.process.pid)
-            measured(f"JetStream, {processes} process{'es' * (processes > 1)}", calls, count)
-            _, used = server_kib(server.process.pid)
-            server.restart()
-            after, _ = server_kib(server.process.pid)
-            total = count * processes
-            print(
-                f"{'':22} {(used - cpu) / total * 1e6:8.0f} µs of the server's CPU a delivery,"
-                f" {(after - memory) * 1024 / total:.0f} bytes of its memory an event"
-            )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            nats_server(Path(folder), f"http: 127.0.0.1:{free_port()}") as server,
+        ):
+            what = f"JetStream, {processes} process{'es' * (processes > 1)}"
+            on_servers(what, server.url(), [server], processes, count)
+    with tempfile.TemporaryDirectory() as folder, nats_cluster(Path(folder)) as cluster:
+        servers = list(cluster.servers.values())
+        for each in servers:
+            each.more += f"\nhttp: 127.0.0.1:{free_port()}"
+            each.restart()
+        time.sleep(10.0)  # until they have elected each other
+        on_servers("3 servers, 3 copies, 1 process", cluster.url(replicas=3), servers, 1, count)
 
 
 if __name__ == "__main__":
