@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import anyio
@@ -121,7 +121,7 @@ class Related:
         others: list[Event] = []
         for id in chain_ids(delivery.event):
             others += await self._events(delivery.source, id)
-        return replace(delivery, event=attached(delivery.event, map(self._redact, others)))
+        return msgspec.structs.replace(delivery, event=attached(delivery.event, map(self._redact, others)))
 
     async def prepare_all(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         prepared = list(deliveries)

@@ -42,6 +42,7 @@ log = structlog.get_logger()
 CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
 RECHECK = 30.0  # seconds after which the store is asked anyway: the wall clock may have jumped
 PROBED_BY_OTHERS = 1.0  # seconds between two looks whether the replica that probes a sink is still there
+SLOW = 1.0  # seconds of an attempt from which on each is an example in the metrics
 FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have confirmed
 
 
@@ -90,6 +91,7 @@ class Dispatcher:
         self._last_failure: float | None = None
         self._last_dead = -math.inf
         self._stopping = False
+        self._example_due = -math.inf
         self._wake = anyio.Event()
         self._latency = metrics.delivery_latency.labels(sink.name)
         self._end_to_end = metrics.end_to_end_latency.labels(sink.name)
@@ -307,7 +309,7 @@ class Dispatcher:
         name, delivery = self.sink.name, settled.delivery
         outcome, decided = settled.outcome, settled.verdict
         self._trace(settled, now)
-        example = exemplar(delivery.event.unique_id)
+        example = self._example(settled)
         self._latency.observe(settled.duration, example)
         if not isinstance(decided, Later):
             self._metrics.notified(delivery.rule, name, "dead" if isinstance(decided, Dead) else "delivered")
@@ -328,6 +330,14 @@ class Dispatcher:
             if self._last_failure is None:
                 log.warning("deliveries fail", sink=name, reason=failure.reason, error=failure.error)
             self._last_failure = now
+
+    def _example(self, settled: Settlement) -> dict[str, str] | None:
+        """Of what is slow always, else one a second: it costs more than the rest of an observation."""
+        ended = settled.started + settled.duration
+        if settled.duration < SLOW and ended < self._example_due:
+            return None
+        self._example_due = ended + 1.0
+        return exemplar(settled.delivery.event.unique_id)
 
     def _tell_dead(self, delivery: Delivery, decided: Dead, failure: Failure) -> None:
         """Not of own events: one that cannot be delivered would make the next."""

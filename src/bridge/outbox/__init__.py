@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
+import msgspec
+
 from bridge.delivery import Delivery, Reason, Route, Settlement
 from bridge.event import Event
 
@@ -25,8 +27,7 @@ class Offload(Protocol):
     async def __call__(self, call: Callable[[], T], /) -> T: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
+class Intake(msgspec.Struct, frozen=True, gc=False):
     """One received event and what the rules want of it.
 
     *matched*: a rule or an alert looked at it (even if sampling or an empty `send` left no routes).

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bridge.outbox import AlertRow, Batch, Intake
-from bridge.outbox.transactions import Row, Transaction, release, remove
+from bridge.outbox.transactions import Row, Transaction, ids, release, remove
 
 
 def write(db: sqlite3.Connection, states: Mapping[AlertRow, bytes | None]) -> None:
@@ -59,11 +58,10 @@ def supersede(tx: Transaction, batch: Batch) -> Mapping[tuple[str, str], int]:
 
 def fresh(db: sqlite3.Connection, intakes: Sequence[Intake], window: float) -> tuple[bool, ...]:
     """Which of *intakes* are no duplicates (`transactions.new_ones`), without changing anything."""
-    ids = json.dumps([intake.event.unique_id for intake in intakes])
     rows = db.execute(
         "SELECT s.unique_id, s.received, e.id FROM seen s LEFT JOIN events e ON e.id = s.event"
         " WHERE s.unique_id IN (SELECT value FROM json_each(?))",
-        (ids,),
+        (ids(intake.event.unique_id for intake in intakes),),
     ).fetchall()
     known = {unique_id: (received, body is not None) for unique_id, received, body in rows}
     found: list[bool] = []

@@ -6,7 +6,6 @@ did, so that the caller knows whether there is more.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bridge.outbox import DeadLetterFilter
-from bridge.outbox.transactions import WAIT, Row, Total, Transaction, release, remove
+from bridge.outbox.transactions import WAIT_IN_ORDER, Row, Total, Transaction, ids, release, remove
 
 STEP = 1000  # rows a step may touch: some milliseconds, so that nobody waits for it
 ROOM_STEP = 200  # rows dropped at a time until there is room
@@ -32,7 +31,7 @@ def chosen(wanted: DeadLetterFilter) -> tuple[str, list[object]]:
     clauses, values = ["1"], list[object]()
     if wanted.ids is not None:
         clauses.append("delivery IN (SELECT value FROM json_each(?))")
-        values.append(json.dumps(list(wanted.ids)))
+        values.append(ids(wanted.ids))
     for column in ("sink", "rule", "reason"):
         value = getattr(wanted, column)
         if value is not None:
@@ -66,7 +65,9 @@ def some_letters(
 
 def retry_dead_letters(tx: Transaction, wanted: DeadLetterFilter, now: float, after: int) -> Step:
     letters = some_letters(tx.db, wanted, after)
-    tx.db.executemany(WAIT, [(each.sink, each.id, each.rule, each.order_key, now, None) for each in letters])
+    tx.db.executemany(
+        WAIT_IN_ORDER, [(each.sink, each.id, each.rule, each.order_key, now, None) for each in letters]
+    )
     _uncount(tx, letters, waiting=1)
     return _step(letters)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from bridge.outbox import (
     TracedDelivery,
 )
 from bridge.outbox.letting_go import chosen
-from bridge.outbox.transactions import ROUTE_BITS, Total
+from bridge.outbox.transactions import ROUTE_BITS, Total, ids
 from bridge.outbox.verify import Accounts
 
 DUE = """
@@ -73,23 +72,22 @@ def stored_event(unique_id: str, body: bytes) -> Event:
 def due(
     db: sqlite3.Connection, sink: str, now: float, horizon: float, limit: int, taken: Collection[int]
 ) -> Due:
-    rows = json.dumps(list(taken))
+    rows = ids(taken)
     found = db.execute(DUE.format("d.due <= ?"), (sink, now, rows, limit + 1)).fetchall()
     if len(found) <= limit:
         beyond = (sink, now + horizon, rows, limit + 1 - len(found))
         found += db.execute(DUE.format("d.due > ?"), beyond).fetchall()
     more = len(found) > limit
-    following = min(found[limit][4], now) if more else next_due(db, sink, now, rows, found)
+    following = min(found[limit][4], now) if more else next_due(db, sink, now, taken, found)
     return Due(tuple(_delivery(sink, *row) for row in found[:limit]), following)
 
 
 def next_due(
-    db: sqlite3.Connection, sink: str, now: float, taken: str, found: Sequence[tuple[int, object]]
+    db: sqlite3.Connection, sink: str, now: float, taken: Collection[int], found: Sequence[tuple[int, object]]
 ) -> float | None:
-    """When one falls due that is neither *taken* (JSON) nor *found*."""
-    if found:
-        taken = json.dumps([*json.loads(taken), *(row[0] for row in found)])
-    following = db.execute(NEXT_DUE, (sink, now, taken)).fetchone()
+    """When one falls due that is neither *taken* nor *found*."""
+    known = ids((*taken, *(row[0] for row in found)))
+    following = db.execute(NEXT_DUE, (sink, now, known)).fetchone()
     return following[0] if following else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeAlias, assert_never
+
+import msgspec
 
 from bridge.delivery import (
     Dead,
@@ -38,13 +40,18 @@ STILL_WAITING = """
 SELECT id, order_key FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM json_each(?))
 """
 HELD = "SELECT id, open FROM events WHERE id IN (SELECT value FROM json_each(?))"
+LEAVE = "DELETE FROM deliveries WHERE sink = ? AND id IN (SELECT value FROM json_each(?))"
+LET_GO = "DELETE FROM events WHERE id IN (SELECT value FROM json_each(?))"
 
-WAIT = """
-INSERT INTO deliveries (sink, id, rule, order_key, due, supersedes)
-VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 IS NOT NULL
-    AND EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END, ?6)
+WAIT = "INSERT INTO deliveries (sink, id, rule, order_key, due, supersedes)"
+WAIT_IN_ORDER = f"""
+{WAIT} VALUES (?1, ?2, ?3, ?4,
+    CASE WHEN EXISTS (SELECT 1 FROM deliveries WHERE sink = ?1 AND order_key = ?4) THEN NULL ELSE ?5 END, ?6)
 """
-"""A delivery waits; with an order key behind the others of that key."""
+"""A delivery waits behind the others of its order key."""
+
+AT_ONCE = 32
+"""Rows a statement writes: for each one the thread lets go of the interpreter and has to get it back."""
 
 PROMOTE = """
 UPDATE deliveries SET due = ifnull(
@@ -84,6 +91,27 @@ class Transaction:
         )
 
 
+def ids(of: Iterable[object]) -> str:
+    """A parameter of json_each."""
+    return msgspec.json.encode(list(of)).decode()
+
+
+def insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """*rows* all of one length, *into* as in `INSERT INTO t`."""
+    whole = len(rows) - len(rows) % AT_ONCE
+    for first in range(0, whole, AT_ONCE):
+        values = [value for row in rows[first : first + AT_ONCE] for value in row]
+        db.execute(inserting(into, len(rows[0]), AT_ONCE), values)
+    if whole < len(rows):
+        db.executemany(inserting(into, len(rows[0]), 1), rows[whole:])
+
+
+@cache
+def inserting(into: str, columns: int, rows: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"{into} VALUES {', '.join([row] * rows)}"
+
+
 def event_of(row: int) -> int:
     """The number of the event whose delivery *row* is or was."""
     return row >> ROUTE_BITS
@@ -106,8 +134,7 @@ def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
 
 def new_ones(db: sqlite3.Connection, intakes: Sequence[Intake], window: float) -> tuple[bool, ...]:
     """Which of *intakes* are no duplicates; their ids, where known from before the window, are forgotten."""
-    ids = json.dumps([intake.event.unique_id for intake in intakes])
-    rows = db.execute(KNOWN, (ids,)).fetchall()
+    rows = db.execute(KNOWN, (ids(intake.event.unique_id for intake in intakes),)).fetchall()
     known = {unique_id: (received, event) for unique_id, received, event in rows}
     fresh = []
     for intake in intakes:
@@ -129,7 +156,8 @@ def has_body(db: sqlite3.Connection, event: int) -> bool:
 
 def store(tx: Transaction, intakes: Sequence[Intake]) -> frozenset[str]:
     """The id of each for the window, the body once, and a small row a delivery; returns the sinks."""
-    seen, bodies, waiting = list[tuple[object, ...]](), list[tuple[object, ...]](), list[tuple[object, ...]]()
+    seen, bodies = list[tuple[object, ...]](), list[tuple[object, ...]]()
+    waiting, ordered = list[tuple[object, ...]](), list[tuple[object, ...]]()
     counts = Counter[str]()
     for number, intake in enumerate(intakes, tx.next_event()):
         event, received = intake.event, intake.received
@@ -139,11 +167,13 @@ def store(tx: Transaction, intakes: Sequence[Intake]) -> frozenset[str]:
             continue
         bodies.append((number, event.unique_id, intake.source, received, len(routes), event.body))
         for row, (rule, sink, order_key, supersedes) in enumerate(routes, number << ROUTE_BITS):
-            waiting.append((sink, row, rule, order_key, received, supersedes))
+            wait = waiting if order_key is None else ordered
+            wait.append((sink, row, rule, order_key, received, supersedes))
             counts[sink] += 1
-    tx.db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", seen)
-    tx.db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", bodies)
-    tx.db.executemany(WAIT, waiting)
+    insert(tx.db, "INSERT INTO seen", seen)
+    insert(tx.db, "INSERT INTO events", bodies)
+    insert(tx.db, WAIT, waiting)
+    tx.db.executemany(WAIT_IN_ORDER, ordered)
     tx.moves[EVENTS] += len(intakes)
     for sink, count in counts.items():
         tx.move("sink", sink, accepted=count, waiting=count)
@@ -164,7 +194,7 @@ def move_cursors(db: sqlite3.Connection, batch: Batch) -> None:
     db.executemany(
         "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET time_ns = max(time_ns, excluded.time_ns), recent = excluded.recent",
-        [(*key, storable(at), json.dumps(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
+        [(*key, storable(at), ids(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
     )
 
 
@@ -182,7 +212,7 @@ def last_ids(db: sqlite3.Connection, key: tuple[str, str], batch: Batch) -> list
 
 def recent_ids(db: sqlite3.Connection, key: tuple[str, str]) -> list[str]:
     found = db.execute("SELECT recent FROM cursors WHERE source = ? AND identifier = ?", key).fetchone()
-    return list(json.loads(found[0])) if found else []
+    return msgspec.json.decode(found[0], type=list[str]) if found else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +258,8 @@ def still_waiting(db: sqlite3.Connection, settlements: Iterable[Settlement]) -> 
     for settlement in settlements:
         rows.setdefault(settlement.delivery.sink, []).append(settlement.delivery.row)
     found: dict[tuple[str, int], Row] = {}
-    for sink, ids in rows.items():
-        for row, order_key in db.execute(STILL_WAITING, (sink, json.dumps(ids))).fetchall():
+    for sink, asked in rows.items():
+        for row, order_key in db.execute(STILL_WAITING, (sink, ids(asked))).fetchall():
             found[sink, row] = Row(sink, row, order_key)
     return found
 
@@ -249,13 +279,11 @@ def postpone(tx: Transaction, settlement: Settlement, verdict: Later) -> None:
 
 def finish(tx: Transaction, delivered: Sequence[Settlement]) -> None:
     """One row each for as long as traces are kept."""
-    tx.db.executemany(
-        "INSERT OR REPLACE INTO settled VALUES (?, ?, ?, 'delivered', ?)",
-        [
-            (each.delivery.row, each.delivery.rule, each.delivery.sink, each.started + each.duration)
-            for each in delivered
-        ],
-    )
+    rows = [
+        (each.delivery.row, each.delivery.rule, each.delivery.sink, "delivered", each.started + each.duration)
+        for each in delivered
+    ]
+    insert(tx.db, "INSERT OR REPLACE INTO settled", rows)
     for sink, count in Counter(each.delivery.sink for each in delivered).items():
         tx.move("sink", sink, delivered=count, waiting=-count)
     release(tx.db, [each.delivery.row for each in delivered])
@@ -280,9 +308,8 @@ def bury(tx: Transaction, settlement: Settlement, verdict: Dead, order_key: str 
 
 def remove(db: sqlite3.Connection, rows: Sequence[Row], at: float) -> None:
     """*rows* wait no more; each lets the next one of its order key have its turn, at the latest *at*."""
-    db.executemany(
-        "DELETE FROM deliveries WHERE sink = ? AND id = ?", [(each.sink, each.id) for each in rows]
-    )
+    for sink in {each.sink for each in rows}:
+        db.execute(LEAVE, (sink, ids(each.id for each in rows if each.sink == sink)))
     turns = {(each.sink, each.order_key) for each in rows if each.order_key is not None}
     db.executemany(PROMOTE, [(*turn, at) for turn in turns])
 
@@ -290,10 +317,10 @@ def remove(db: sqlite3.Connection, rows: Sequence[Row], at: float) -> None:
 def release(db: sqlite3.Connection, rows: Iterable[int]) -> None:
     """Deliveries less that need the body of their event; with its last one it goes."""
     fewer = Counter(event_of(row) for row in rows)
-    held = db.execute(HELD, (json.dumps(list(fewer)),)).fetchall()
-    gone = [(event,) for event, count in held if count <= fewer[event]]
+    held = db.execute(HELD, (ids(fewer),)).fetchall()
+    gone = [event for event, count in held if count <= fewer[event]]
     kept = [(fewer[event], event) for event, count in held if count > fewer[event]]
-    db.executemany("DELETE FROM events WHERE id = ?", gone)
+    db.execute(LET_GO, (ids(gone),))
     db.executemany("UPDATE events SET open = open - ? WHERE id = ?", kept)
 
 

@@ -26,13 +26,12 @@ CLOUDEVENTS = "application/cloudevents-batch+json; charset=utf-8"
 NOT_ENDED = "0001-01-01T00:00:00Z"  # how Alertmanager writes that an alert goes on: Go's zero time
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True, gc=False):
     """A body, what it is, and further headers it needs (CloudEvents, binary mode)."""
 
     body: bytes
     content_type: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ipaddress import IPv6Address
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 from pydantic import AfterValidator, SecretStr
 
 from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
@@ -109,8 +110,7 @@ def literal(host: str) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a receiver said; *body* is its first RESPONSE_LIMIT bytes as text."""
 
     status: int

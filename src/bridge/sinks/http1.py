@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from bridge.errors import AnswerError
@@ -117,8 +118,7 @@ def connect_status(head: bytes) -> int | None:
     return int(line[1])
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """One answer; *body* is its beginning, at most as much as is kept.
 
     *reusable*: another request may follow on the connection. *idle*: for how many seconds the receiver

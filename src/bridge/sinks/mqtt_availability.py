@@ -6,7 +6,6 @@ online.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -55,7 +54,7 @@ def _of(told: Mapping[str, Any], delivery: Delivery, make: Make) -> Message | No
     ids = msgspec.convert(identifier(Entity(kind, key)), Identifiers)
     event = msgspec.structs.replace(delivery.event, identifiers=(ids,))
     return make(
-        dataclasses.replace(delivery, event=event), OFFLINE if told.get("status") == "firing" else ONLINE
+        msgspec.structs.replace(delivery, event=event), OFFLINE if told.get("status") == "firing" else ONLINE
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
+import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
 from bridge.event import Entity, Event
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One event as a source read it.
 
     *cursors* is where the cursors of the identifiers that brought it may move when it is stored:
@@ -24,7 +24,7 @@ class Arrival:
     event: Event
     received: float
     """Unix seconds, local clock."""
-    cursors: Mapping[str, int] = field(default_factory=dict)
+    cursors: Mapping[str, int] = msgspec.field(default_factory=dict)
     sparse: bool = False
     """Its payload had expired on the server: no `data`, `origin` or `correlation_ids`."""
 
