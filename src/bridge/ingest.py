@@ -17,7 +17,7 @@ from bridge import decode
 from bridge.alerts.engine import GAP, Alerting, Unsettled
 from bridge.alerts.groups import Notice
 from bridge.alerts.sights import Sight
-from bridge.delivery import Route
+from bridge.delivery import Delivery, Route
 from bridge.errors import OutboxError
 from bridge.event import Event, order_key
 from bridge.metrics import Metrics
@@ -79,7 +79,8 @@ async def nowhere() -> None:
 
 @dataclass(slots=True)
 class Ingest:
-    """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery.
+    """*rules* is asked anew for each batch; *wake* is called with the sinks that got a delivery,
+    and some of what they got (`Accepted.ready`).
 
     *ordered* are the sinks with `order: entity`.
     """
@@ -88,7 +89,7 @@ class Ingest:
     rules: Callable[[], RuleSet]
     redactor: Redactor
     metrics: Metrics
-    wake: Callable[[frozenset[str]], None]
+    wake: Callable[[frozenset[str], Mapping[str, Sequence[Delivery]]], None]
     ordered: frozenset[str] = frozenset()
     storing: bool = True
     """False while the disk does not take what is read."""
@@ -141,7 +142,7 @@ class Ingest:
             self._trace(intakes, accepted)
             self.alerted(notices, accepted)
             self._tell_overflow(arrivals, accepted)
-            self.wake(accepted.sinks)
+            self.wake(accepted.sinks, accepted.ready)
 
     async def _judge(
         self, taken: Sequence[Reading], intakes: Sequence[Intake], sights: Sequence[Sequence[Sight]]
@@ -178,7 +179,7 @@ class Ingest:
         self._count(matched, (), accepted)
         new = [notice for notice, is_new in zip(notices, accepted.fresh, strict=True) if is_new]
         self.alerted(new, accepted)
-        self.wake(accepted.sinks)
+        self.wake(accepted.sinks, accepted.ready)
 
     def _server_ns(self, received: float) -> int:
         """The server's clock by the last tick, or before the first by ours."""

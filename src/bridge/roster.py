@@ -5,19 +5,23 @@ To `pipeline.flow` a roster is one source, or one dispatcher.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
+from bridge.delivery import Delivery
 from bridge.dispatch import Dispatcher
 from bridge.sources import Reading, Source
 
 log = structlog.get_logger()
+
+NONE: Mapping[str, Sequence[Delivery]] = MappingProxyType({})
 
 Opening = Callable[[], AbstractAsyncContextManager[Source]]
 Dispatching = Callable[[], AbstractAsyncContextManager[Dispatcher]]
@@ -107,11 +111,12 @@ class Dispatchers:
         """Begin nothing new, with any sink."""
         self._stopping.set()
 
-    def wake(self, sinks: frozenset[str]) -> None:
-        """There is something new for *sinks*; one that was removed meanwhile keeps it on disk."""
+    def wake(self, sinks: frozenset[str], ready: Mapping[str, Sequence[Delivery]] = NONE) -> None:
+        """There is something new for *sinks*, *ready* some of it; one that was removed keeps it on disk."""
         for name in sinks:
-            if name in self.running:
-                self.running[name].wake()
+            dispatcher = self.running.get(name)
+            if dispatcher is not None:
+                dispatcher.hand(ready.get(name, ()))
 
     async def start(self, name: str, dispatching: Dispatching) -> None:
         """A dispatcher for the sink *name*; raises StartError if the sink cannot be opened."""

@@ -72,6 +72,18 @@ async def test_what_a_rule_wanted_waits_for_its_sink(outbox: Outbox) -> None:
     assert (delivery.attempt, delivery.received, delivery.tried_since) == (1, NOW, None)
 
 
+async def test_what_is_ready_is_what_would_be_due(outbox: Outbox) -> None:
+    """All that a sink got, or nothing of it: what has to wait for others comes by `due` alone."""
+    behind = Route("r", "crm", order_key="device:plant-a/meter-1")
+    told = Route("r", "crm", supersedes="r/gateway-7")
+    for number, routes in enumerate([(CRM, OPS), (CRM, CRM), (CRM, behind), (CRM, told)]):
+        accepted = await outbox.accept(batch(intake(f"u{number}", *routes)))
+        for sink, ready in accepted.ready.items():
+            new = [each for each in await due(outbox, sink) if each.event.unique_id == f"u{number}"]
+            assert list(ready) == new
+        assert number < 2 or "crm" not in accepted.ready
+
+
 async def test_a_rule_and_sink_named_twice_make_one_delivery(outbox: Outbox) -> None:
     """They would have the same id."""
     await outbox.accept(batch(intake("u1", CRM, CRM, Route("other", "crm"))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
-from bridge.delivery import Settlement
+from bridge.delivery import Delivery, Settlement
 from bridge.dispatch import Dispatcher
 from bridge.ingest import Ingest
 from bridge.metrics import Metrics
@@ -198,9 +198,9 @@ class Simulation:
             for name, most in IN_FLIGHT.items()
         }
 
-        def wake(sinks: frozenset[str]) -> None:
+        def wake(sinks: frozenset[str], ready: Mapping[str, Sequence[Delivery]]) -> None:
             for name in sorted(sinks):
-                dispatchers[name].wake()
+                dispatchers[name].hand(ready.get(name, ()))
 
         ingest = Ingest(
             outbox,

@@ -172,7 +172,7 @@ class World:
                 lambda: rules,
                 Redactor.of([]),
                 Metrics(),
-                lambda _: None,
+                lambda _sinks, _ready: None,
                 alerting=alerting,
                 appending=frozenset({"ops"}),
                 now=lambda: self.now,

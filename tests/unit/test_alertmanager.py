@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -174,7 +173,10 @@ def test_garbage_is_no_notification(data: Any) -> None:
     """Whatever stands in its data."""
     delivery = notification(since=NOW, at=NOW)
     body = json.dumps({"name": "bridge.alert.firing", "data": data}).encode()
-    assert notified(msgspec.structs.replace(delivery, event=msgspec.structs.replace(delivery.event, body=body))) == []
+    assert (
+        notified(msgspec.structs.replace(delivery, event=msgspec.structs.replace(delivery.event, body=body)))
+        == []
+    )
 
 
 def config(**keys: Any) -> AlertmanagerConfig:

@@ -19,7 +19,7 @@ from bridge.dispatch import Dispatcher
 from bridge.errors import OutboxError
 from bridge.event import Entity, Event
 from bridge.metrics import Metrics
-from bridge.outbox import Batch, DeadLetterFilter, Intake, Outbox
+from bridge.outbox import Accepted, Batch, DeadLetterFilter, Due, Intake, Outbox
 from bridge.outbox.sqlite import open_outbox
 from bridge.retry import RetryPolicy
 
@@ -34,11 +34,13 @@ class Disk:
     """An offload in place; refuses while *full*."""
 
     full: bool = False
+    writes: int = 0
 
     async def __call__(self, call: Callable[[], T]) -> T:
         await anyio.lowlevel.checkpoint()
         if self.full:
             raise OutboxError("disk full", full=True)
+        self.writes += 1
         return call()
 
 
@@ -63,6 +65,11 @@ class ToldSink:
         finally:
             self.running -= 1
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+class NotAsked:
+    async def __call__(self, *_: object, **__: object) -> Due:
+        raise AssertionError("the store was asked")
 
 
 OK = Delivered(200)
@@ -90,13 +97,13 @@ async def store(path: Path, disk: Disk) -> AsyncIterator[Outbox]:
 
 async def fill(
     outbox: Outbox, ids: Sequence[str], *, key: str | None = None, name: str = "as.up.data.forward"
-) -> None:
+) -> Accepted:
     body = b'{"name":"%s"}' % name.encode()
     intakes = [
         Intake("eu1", Event(name, "", 0, each, (), body), now(), True, (Route("r", "crm", key),))
         for each in ids
     ]
-    await outbox.accept(Batch(intakes))
+    return await outbox.accept(Batch(intakes))
 
 
 def dispatcher(sink: ToldSink, outbox: Outbox, metrics: Metrics | None = None) -> Dispatcher:
@@ -104,10 +111,11 @@ def dispatcher(sink: ToldSink, outbox: Outbox, metrics: Metrics | None = None) -
 
 
 @asynccontextmanager
-async def running(each: Dispatcher) -> AsyncIterator[None]:
+async def running(each: Dispatcher) -> AsyncIterator[Dispatcher]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(each.run)
-        yield
+        await anyio.wait_all_tasks_blocked()
+        yield each
         each.stop()
 
 
@@ -134,6 +142,67 @@ async def test_a_wake_is_enough_to_start(tmp_path: Path) -> None:
             each.wake()
             await anyio.sleep(1)
         assert [at for at, _ in sink.calls] == [5.0]
+
+
+async def test_what_is_handed_over_is_sent_once_and_without_a_read(tmp_path: Path) -> None:
+    """The store is not asked for what it has just been given."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK])
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(5)
+            outbox.due = NotAsked()  # type: ignore[method-assign]
+            each.hand((await fill(outbox, ["1", "2"])).ready["crm"])
+            await anyio.sleep(1)
+            del outbox.due
+            each.wake()
+            await anyio.sleep(1)
+        assert [(at, unique_id) for at, unique_id in sink.calls] == [(5.0, "1"), (5.0, "2")]
+        assert outbox.sink_totals()["crm"].waiting == 0
+
+
+async def test_what_is_handed_over_does_not_overtake_what_waits(tmp_path: Path) -> None:
+    """Sixteen are held ready, and the last four read in their turn."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK], seconds=1.0, max_in_flight=1)
+        each = dispatcher(sink, outbox)
+        ids = [f"{number:02}" for number in range(20)]
+        async with running(each):
+            await anyio.sleep(1)
+            for unique_id in ids:
+                each.hand((await fill(outbox, [unique_id])).ready["crm"])
+            await anyio.sleep(30)
+        assert [unique_id for _, unique_id in sink.calls] == ids
+
+
+async def test_what_is_handed_over_does_not_go_past_a_pause(tmp_path: Path) -> None:
+    """It waits on the disk, as what is read."""
+    async with store(tmp_path, Disk()) as outbox:
+        await fill(outbox, ["1"])
+        sink = ToldSink([WRONG, WRONG, OK], seconds=0.0)
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(1)
+            each.hand((await fill(outbox, ["2", "3"])).ready["crm"])
+            await anyio.sleep(1)
+            assert [unique_id for _, unique_id in sink.calls] == ["1"]
+            await anyio.sleep(600)
+        assert sorted(unique_id for _, unique_id in sink.calls[1:]) == ["1", "1", "2", "3"]
+
+
+async def test_what_was_read_before_it_was_handed_over_is_not_sent_twice(tmp_path: Path) -> None:
+    """A read may find it on the disk before whoever stored it comes to say so."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK], seconds=2.0)
+        each = dispatcher(sink, outbox)
+        async with running(each):
+            await anyio.sleep(5)
+            ready = (await fill(outbox, ["1"])).ready["crm"]
+            each.wake()
+            await anyio.sleep(1)
+            each.hand(ready)
+            await anyio.sleep(10)
+        assert len(sink.calls) == 1
 
 
 async def test_no_more_than_max_in_flight_run_at_once(tmp_path: Path) -> None:
@@ -451,3 +520,22 @@ async def test_a_sink_that_cannot_keep_up_is_asked_for_less(tmp_path: Path) -> N
             await anyio.sleep(30)
             assert outbox.sink_totals()["crm"].waiting == 0
         assert sink.most == 16
+
+
+async def test_settlements_nobody_waits_for_share_a_commit(tmp_path: Path) -> None:
+    """One of an entity, one that failed and one of half the slots is stored at once."""
+    disk = Disk()
+    async with store(tmp_path, disk) as outbox:
+        sink = ToldSink([OK], seconds=0.0, max_in_flight=8)
+        async with running(dispatcher(sink, outbox)) as each:
+            for number in range(3):
+                each.hand((await fill(outbox, [f"{number}"])).ready["crm"])
+                await anyio.sleep(0.001)
+            before = disk.writes
+            assert outbox.sink_totals()["crm"].delivered == 0
+            await anyio.sleep(0.02)
+            assert (disk.writes - before, outbox.sink_totals()["crm"].delivered) == (1, 3)
+            await fill(outbox, ["4"], key="device:plant-a/meter-1")
+            each.wake()
+            await anyio.sleep(0.001)
+            assert outbox.sink_totals()["crm"].delivered == 4

@@ -13,6 +13,7 @@ import anyio
 import pytest
 import trio
 
+from bridge.delivery import Delivery
 from bridge.errors import OutboxError
 from bridge.event import DeviceIds, Event, Identifiers
 from bridge.ingest import BATCH_LIMIT, Ingest, batch, intake
@@ -64,7 +65,7 @@ class Disk:
 class Woken:
     sinks: list[frozenset[str]] = field(default_factory=list)
 
-    def __call__(self, sinks: frozenset[str]) -> None:
+    def __call__(self, sinks: frozenset[str], ready: Mapping[str, Sequence[Delivery]]) -> None:
         self.sinks.append(sinks)
 
 

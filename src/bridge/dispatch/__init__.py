@@ -17,6 +17,7 @@ from bridge.delivery import (
     Dead,
     Delivered,
     Delivery,
+    Done,
     Failure,
     Later,
     Outcome,
@@ -86,6 +87,9 @@ class Dispatcher:
         self._taken: set[int] = set()
         self._more = True
         """The store may hold something that is due and not taken."""
+        self._resting = False
+        """It does not, and nobody is asking it."""
+        self._gathering = Gathering(limits_of(sink))
         self._next_due = math.inf
         self._unreadable = False
         self._last_failure: float | None = None
@@ -104,6 +108,16 @@ class Dispatcher:
         """There may be something new to do."""
         self._more = True
         self._wake.set()
+
+    def hand(self, deliveries: Sequence[Delivery]) -> None:
+        """All that was stored just now: taken as it is if nothing older waits, else read in its turn."""
+        fits = len(self._taken) + len(deliveries) <= self._prefetch
+        if deliveries and fits and self._resting and not self._more:
+            fresh = [each for each in deliveries if each.row not in self._taken]
+            self._taken.update(each.row for each in fresh)
+            self._gathering.put(fresh)
+        else:
+            self.wake()
 
     def learn(self, pause: PauseState | None) -> None:
         """Another replica has paused the sink, or ended its pause."""
@@ -127,12 +141,11 @@ class Dispatcher:
                 self._settling.close(FLUSH)
 
     async def _deliver(self) -> None:
-        gathering = Gathering(limits_of(self.sink))
         async with anyio.create_task_group() as slots:
             for _ in range(self.sink.max_in_flight):
-                slots.start_soon(self._slot, gathering)
-            await self._feed(gathering)
-            gathering.close()
+                slots.start_soon(self._slot)
+            await self._feed()
+            self._gathering.close()
 
     async def _restore_pause(self) -> None:
         """Waits for the store if it has to."""
@@ -144,8 +157,8 @@ class Dispatcher:
                 self._unread(error)
                 await self._sleep(STORE_RETRY)
 
-    async def _feed(self, gathering: Gathering) -> None:
-        """Keep *gathering* filled from the outbox; while the sink is paused, probe it instead."""
+    async def _feed(self) -> None:
+        """Keep the slots supplied from the outbox; while the sink is paused, probe it instead."""
         while not self._stopping:
             self._wake = anyio.Event()
             if self.pause:
@@ -157,7 +170,7 @@ class Dispatcher:
             elif not self._has_room():
                 await self._sleep(None)
             else:
-                gathering.put(await self._fetch(self._prefetch - len(self._taken)))
+                self._gathering.put(await self._fetch(self._prefetch - len(self._taken)))
 
     def _has_room(self) -> bool:
         return len(self._taken) <= self._prefetch // 2
@@ -201,11 +214,15 @@ class Dispatcher:
         return scope.cancelled_caught
 
     async def _sleep_until_due(self) -> None:
-        if await self._sleep(min(RECHECK, self._next_due - self._now())):
-            self._more = True
+        self._resting = self.pause is None
+        try:
+            if await self._sleep(min(RECHECK, self._next_due - self._now())):
+                self._more = True
+        finally:
+            self._resting = False
 
-    async def _slot(self, gathering: Gathering) -> None:
-        while deliveries := await gathering.take():
+    async def _slot(self) -> None:
+        while deliveries := await self._gathering.take():
             while self._running >= self._concurrency.limit:
                 self._held_back += 1
                 await self._freed.wait()
@@ -281,7 +298,7 @@ class Dispatcher:
             await self._pausing.begin(pause, now, probe=probe)
         if self._adaptive:
             self._concurrency.ended(outcomes, started=clock, now=ended)
-        await self._settling.store(settlements)
+        await self._settling.store(settlements, soon=probe or self._is_awaited(settlements))
         for each in settlements:
             if isinstance(each.verdict, Later):
                 self._next_due = min(self._next_due, each.verdict.due)
@@ -292,6 +309,12 @@ class Dispatcher:
         if probe and not pause:
             await self._pausing.end(now)
             self._wake.set()
+
+    def _is_awaited(self, settlements: Sequence[Settlement]) -> bool:
+        """Does anything wait for these to be on disk: a slot, the next of an entity, the next attempt?"""
+        return 2 * self._running >= self._concurrency.limit or not all(
+            isinstance(each.verdict, Done) and each.delivery.order_key is None for each in settlements
+        )
 
     async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:

@@ -14,12 +14,14 @@ from bridge.outbox import Outbox
 
 log = structlog.get_logger()
 
+LINGER = 0.01  # seconds that settlements nobody waits for may wait for others: a commit is a disk sync
 STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 
 
 @dataclass(slots=True)
 class _Commit:
     settlements: list[Settlement] = field(default_factory=list)
+    hurried: anyio.Event = field(default_factory=anyio.Event)
     done: anyio.Event = field(default_factory=anyio.Event)
 
 
@@ -36,11 +38,13 @@ class Settling:
         self._closing = False
         self._scope = anyio.CancelScope(shield=True)
 
-    async def store(self, settlements: Sequence[Settlement]) -> None:
-        """Returns when they are on disk, however long that takes."""
+    async def store(self, settlements: Sequence[Settlement], *, soon: bool) -> None:
+        """Returns when they are on disk, however long that takes; not *soon*: others may come along."""
         commit = self._next
         commit.settlements.extend(settlements)
         self._asked.set()
+        if soon:
+            commit.hurried.set()
         await commit.done.wait()
 
     async def run(self) -> None:
@@ -48,6 +52,9 @@ class Settling:
         with self._scope:
             while not (self._closing and not self._next.settlements):
                 await self._asked.wait()
+                if not self._next.hurried.is_set():
+                    with anyio.move_on_after(LINGER):
+                        await self._next.hurried.wait()
                 self._asked = anyio.Event()
                 await self._commit()
 
@@ -55,6 +62,7 @@ class Settling:
         """Nothing more will come; what has come gets *seconds* to reach the disk."""
         self._closing = True
         self._scope.deadline = anyio.current_time() + seconds
+        self._next.hurried.set()
         self._asked.set()
 
     async def _commit(self) -> None:

@@ -69,6 +69,8 @@ class Accepted:
     """Deliveries and dead letters of each sink that had to go because of `max_size`."""
     superseded: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Rule and sink to the notifications that gave way to newer ones."""
+    ready: Mapping[str, Sequence[Delivery]] = field(default_factory=dict)
+    """Of some sinks all new deliveries, as `due` would give them now: a sink at rest is spared the read."""
 
 
 @dataclass(frozen=True, slots=True)

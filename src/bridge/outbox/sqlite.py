@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
@@ -278,7 +277,7 @@ class SqliteOutbox(SqliteReader):
             dropped = self._make_room(tx, now, incoming)
             if not (dropped or superseded):
                 return accepted
-            return dataclasses.replace(accepted, dropped=dropped, superseded=superseded)
+            return Accepted(accepted.fresh, accepted.sinks, dropped, superseded)
 
         incoming = sum(ROW_BYTES + len(intake.event.body) for intake in batch.intakes)
 

@@ -14,6 +14,7 @@ import msgspec
 from bridge.delivery import (
     Dead,
     Delivered,
+    Delivery,
     Done,
     Later,
     Outcome,
@@ -22,6 +23,7 @@ from bridge.delivery import (
     RetryLater,
     Route,
     Settlement,
+    delivery_id,
 )
 from bridge.outbox import Accepted, Batch, Intake, PauseState
 
@@ -50,6 +52,7 @@ WAIT_IN_ORDER = f"""
 """
 """A delivery waits behind the others of its order key."""
 
+READY = 16  # events of a batch up to which its deliveries are handed on; a larger one says it is busy
 AT_ONCE = 32
 """Rows a statement writes: for each one the thread lets go of the interpreter and has to get it back."""
 
@@ -127,9 +130,25 @@ def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
     for (source, counted), count in counts.items():
         tx.move("source", source, received=count, **{counted: count})
     kept = [intake for intake, new in zip(batch.intakes, fresh, strict=True) if new and intake.matched]
+    ready = ready_of(tx, kept) if len(kept) <= READY else {}
     sinks = store(tx, kept) if kept else frozenset[str]()
     move_cursors(tx.db, batch)
-    return Accepted(fresh, sinks)
+    return Accepted(fresh, sinks, ready=ready)
+
+
+def ready_of(tx: Transaction, intakes: Sequence[Intake]) -> dict[str, list[Delivery]]:
+    """What `store` is about to store, but for sinks that get something which may have to wait."""
+    found: dict[str, list[Delivery]] = {}
+    waits = set[str]()
+    for number, intake in enumerate(intakes, tx.next_event()):
+        event, source, received = intake.event, intake.source, intake.received
+        for row, route in enumerate(distinct(intake.routes), number << ROUTE_BITS):
+            if route.order_key is not None or route.supersedes is not None:
+                waits.add(route.sink)
+            name = delivery_id(event.unique_id, route.rule, route.sink)
+            delivery = Delivery(row, name, event, source, route.rule, route.sink, 1, received)
+            found.setdefault(route.sink, []).append(delivery)
+    return {sink: deliveries for sink, deliveries in found.items() if sink not in waits}
 
 
 def new_ones(db: sqlite3.Connection, intakes: Sequence[Intake], window: float) -> tuple[bool, ...]:
