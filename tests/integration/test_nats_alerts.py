@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import anyio
 import pytest
 
+from bridge.alerts.engine import Row
 from bridge.alerts.judging import Judge
 from bridge.delivery import Route
 from bridge.errors import OutboxError
@@ -44,8 +45,7 @@ def owner(outbox: JetStreamOutbox) -> Owner:
     async def yes() -> bool:
         return True
 
-    def judge(rows: object) -> Judge:
-        assert isinstance(rows, dict)
+    def judge(rows: Mapping[Row, bytes]) -> Judge:
         found = Judge(HERE, PATIENCE, shard, ((*row, state) for row, state in rows.items()))
         found.configure(ALERTS, OVERLAP, {"eu1": PARTS})
         return found
