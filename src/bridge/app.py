@@ -36,7 +36,7 @@ from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
-from bridge.shares import Shares
+from bridge.shares import Shares, read_once
 from bridge.sinks.memory import Kept
 from bridge.sinks.registry import SinkConfig, open_sink
 from bridge.sources import Divisible, Source
@@ -289,6 +289,8 @@ class App:
     def _open_source(
         self, name: str, config: SourceConfig, names: list[str]
     ) -> AbstractAsyncContextManager[Source]:
+        if self._shares is not None:
+            config = read_once(config)
         return open_source(
             name,
             config,

@@ -17,6 +17,7 @@ All of this is explored in tests/unit/test_leases.py, every order of events of t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -111,6 +112,22 @@ class Leases:
 
     def gave_back(self, name: str) -> None:
         self.held.pop(name, None)
+
+
+def spread(names: Collection[str], count: int, replicas: Collection[str], me: str) -> frozenset[str]:
+    """What *me* should follow of *names*, where *count* replicas follow each at the same time.
+
+    No lease says so: one too many does no harm, for ids absorb repeats. The replicas are ranked anew for each
+    name, so when one comes or goes only one follower of a name is another: the others go on.
+    """
+    alive = sorted({*replicas, me})
+
+    def rank(name: str, replica: str) -> bytes:
+        return hashlib.sha256(f"{name} {replica}".encode()).digest()
+
+    return frozenset(
+        name for name in names if me in sorted(alive, key=lambda replica: rank(name, replica))[:count]
+    )
 
 
 def share(

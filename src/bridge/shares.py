@@ -27,6 +27,7 @@ from bridge.passing import Passing
 from bridge.roster import Dispatchers
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.plan import shard
+from bridge.sources.registry import SourceConfig
 
 log = structlog.get_logger()
 
@@ -47,8 +48,21 @@ class Runs(Protocol):
 
 def lease_names(config: Config) -> tuple[list[str], list[str]]:
     """Those of sources and those of alerts: of each kind every replica has as many as the others."""
-    sources = [part for name in sorted(config.sources) for part in parts_of(name, config)]
+    beside = followed_beside(config)
+    sources = [
+        part for name in sorted(config.sources) for part in parts_of(name, config) if part not in beside
+    ]
     return sources, list(LEASES) if has_alerts(config.alert_set) else []
+
+
+def followed_beside(config: Config) -> dict[str, int]:
+    """Parts of sources with `redundancy`: each is followed by so many replicas at once, and not leased."""
+    return {
+        part: source.redundancy
+        for name, source in config.sources.items()
+        if source.type == "tts" and source.redundancy > 1
+        for part in parts_of(name, config)
+    }
 
 
 def parts_of(source: str, config: Config) -> list[str]:
@@ -56,6 +70,11 @@ def parts_of(source: str, config: Config) -> list[str]:
     if config.sources[source].type != "tts":
         return [source]
     return [part_of(source, number) for number in range(SHARDS)]
+
+
+def read_once(source: SourceConfig) -> SourceConfig:
+    """*source* with one stream an identifier: the others of its `redundancy` are other replicas'."""
+    return source.model_copy(update={"redundancy": 1}) if source.type == "tts" else source
 
 
 def part_of(source: str, number: int) -> str:
@@ -148,7 +167,7 @@ class Shares:
     async def _round(self) -> None:
         app, leasing = self._app, self._outbox.leasing
         if app.config.hash:
-            await leasing.round(*lease_names(app.config))
+            await leasing.round(*lease_names(app.config), beside=followed_beside(app.config))
         if has_alerts(app.config.alert_set):
             await self._share_silences()  # before anything is judged
         await self._own(leasing.sure())

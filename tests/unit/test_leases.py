@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.leases import Entry, GiveBack, Held, Leases, Take, Watched, share
+from bridge.leases import Entry, GiveBack, Held, Leases, Take, Watched, share, spread
 
 LEASE = 3.0  # seconds; the model's clock goes by whole ones
 OLDEST = -(LEASE + 1)  # beyond that an age makes no difference
@@ -286,6 +286,28 @@ def test_a_lease_is_taken_renewed_and_given_back() -> None:
     assert other.step(NAME, Entry("", 6), 12.0, wanted=True) == Take(6)
     mine.see(NAME, Entry("b", 7), 13.0)
     assert mine.sure(8.0) == frozenset()
+
+
+def followers(name: str, count: int, alive: list[str]) -> set[str]:
+    return {me for me in alive if name in spread([name], count, alive, me)}
+
+
+@given(
+    alive=st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1),
+    count=st.integers(1, 3),
+    newcomer=st.sampled_from("xyz"),
+    number=st.integers(0, 50),
+)
+def test_of_several_followers_one_at_most_changes_with_a_replica(
+    alive: list[str], count: int, newcomer: str, number: int
+) -> None:
+    """As many as are wanted, or all there are; whoever comes or goes, the others go on."""
+    name = f"eu1/{number}"
+    before, after = followers(name, count, alive), followers(name, count, [*alive, newcomer])
+    assert len(before) == min(count, len(alive))
+    assert after - before <= {newcomer}
+    assert len(before - after) <= 1
+    assert len(before & after) >= min(count - 1, len(alive))
 
 
 names = st.lists(st.sampled_from([f"s{n}" for n in range(12)]), unique=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import structlog
 
-from bridge.leases import Entry, GiveBack, Leases, Take, share
+from bridge.leases import Entry, GiveBack, Held, Leases, Take, share, spread
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.replicas import Replicas
 from bridge.outbox.jetstream.shelf import monotonic
@@ -30,18 +31,27 @@ class Leasing:
         self._desk = desk
         self._replicas = replicas
         self._leases = Leases(desk.me, desk.link.address.lease)
+        self._spread = frozenset[str]()
 
     def sure(self) -> frozenset[str]:
-        """What this replica may act on right now."""
-        return self._leases.sure(monotonic())
+        """What this replica may act on right now, and what it follows beside others."""
+        now = monotonic()
+        is_seen = Held(0, self._replicas.seen).is_sure(now, self._leases.lease)
+        return self._leases.sure(now) | (self._spread if is_seen else frozenset())
 
-    async def round(self, *kinds: Sequence[str]) -> None:
-        """Renew, take and give back, so that the names of each kind are shared evenly; raises OutboxError."""
+    async def round(self, *kinds: Sequence[str], beside: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Renew, take and give back, so that the names of each kind are shared evenly; raises OutboxError.
+
+        *beside*: names that several follow at once, and how many.
+        """
         names = sorted({*self._leases.held}.union(*kinds))
         entries = dict(zip(names, await together(map(self._look, names)), strict=True))
         holders = {name: entry.holder for name, entry in entries.items() if entry and entry.holder}
         alive, me = self._replicas.alive, self._desk.me
         wanted = frozenset[str]().union(*(share(kind, holders, alive, me) for kind in kinds))
+        self._spread = frozenset(
+            name for name, count in beside.items() if spread([name], count, alive, self._desk.me)
+        )
         for name, entry in entries.items():
             asked = monotonic()
             match self._leases.step(name, entry, asked, wanted=name in wanted):

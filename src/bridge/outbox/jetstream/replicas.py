@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from datetime import datetime
@@ -12,6 +13,7 @@ from bridge.outbox.jetstream.books import Books, Ledger, Page
 from bridge.outbox.jetstream.bucket import Entry
 from bridge.outbox.jetstream.desk import Desk
 from bridge.outbox.jetstream.pages import pages, since
+from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import EVENTS, SETTLED
 
 COMMAND = "command-"  # what names of commands begin with
@@ -57,6 +59,8 @@ class Replicas:
         self._revision: int | None = None
         self.alive: frozenset[str] = frozenset()
         """Replicas with a sign of life within the lease, as of the last `beat`; commands are none."""
+        self.seen = -math.inf
+        """Monotonic seconds from which on the others have seen this one alive."""
 
     async def begin(self) -> None:
         """Take up what this name has left behind; afterwards all its messages are counted."""
@@ -112,7 +116,7 @@ class Replicas:
 
     async def beat(self, *, anyway: bool = False, admin: str = "") -> None:
         """A sign of life, and a look at the others."""
-        desk = self._desk
+        desk, asked = self._desk, monotonic()
         key, value = f"replicas.{desk.me}", msgspec.json.encode(Presence(self._boot, admin))
         revision = await desk.bucket.put(key, value, None if anyway else self._revision)
         if revision is None:
@@ -121,7 +125,7 @@ class Replicas:
                 desk.replaced = True
                 desk.check()
             revision = entry.revision if entry else await desk.bucket.put(key, value)
-        self._revision = revision
+        self._revision, self.seen = revision, asked
         entries = await desk.bucket.all("replicas")
         own = next((entry for entry in entries if entry.key == key), None)
         now = unix(own.at) if own else 0.0
