@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_nats_alerts [devices]
 
-Uplinks of so many devices, each seen by one `absent` alert, in batches of 256 as `Ingest` has them: what comes
+Uplinks of so many devices, each seen by one `absent` alert, in batches of 256 as `Ingest` has them. It comes
 on top of the event's own message.
 """
 
