@@ -79,8 +79,8 @@ class Log(Protocol):
 class Owner:
     """*announce* stores notifications, *pass_on* sends what is other partitions'.
 
-    *owns* asks whether the partition is this replica's at this moment, by all that replicas share. *now* is
-    monotonic, in seconds.
+    *owns* asks whether the partition is this replica's at this moment, by all that replicas share. *failing*
+    is told why it cannot be judged, and '' when it can be again. *now* is monotonic, in seconds.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Owner:
         owns: Callable[[], Awaitable[bool]],
         announce: Callable[[Sequence[Notification]], Awaitable[None]],
         pass_on: Callable[[Sequence[tuple[int, bytes, str]]], Awaitable[None]],
+        failing: Callable[[int, str], None] = lambda _number, _why: None,
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.number = number
@@ -104,6 +105,8 @@ class Owner:
         self._owns = owns
         self._announce = announce
         self._pass_on = pass_on
+        self._failing = failing
+        self._failure = ""
         self._now = now
         self._stored = self._tidied = 0.0
         self._moves = 0
@@ -111,29 +114,30 @@ class Owner:
 
     async def run(self) -> None:
         """Until cancelled: that is what ends an owner whose lease is gone. A failure begins a new life."""
-        failing = ""
         while True:
             try:
                 judge = await self.begin()
                 while True:
                     found = await self.step(judge)
-                    if failing:
-                        log.info("alerts are judged again", partition=self.number)
-                    failing = ""
+                    self._tell("")
                     if not found:
                         await anyio.sleep(LOOK_EVERY)
             except OutboxError as error:
-                if not failing:
-                    log.warning("alerts wait", partition=self.number, error=str(error))
-                failing = str(error)
-            except Exception as bug:  # one partition that cannot be judged stops no other
-                if failing != repr(bug):
-                    log.error("bug in alerts", partition=self.number, exc_info=bug)
-                failing = repr(bug)
+                self._tell(str(error))
+            except Exception as bug:  # noqa: BLE001  # logged by `_tell`; one partition that cannot be judged stops no other
+                self._tell(repr(bug), bug)
             finally:
                 self.judge = None
             await self._log.close()
             await anyio.sleep(AGAIN_AFTER)
+
+    def _tell(self, failure: str, bug: Exception | None = None) -> None:
+        """When it begins and when it ends; of a bug each other one."""
+        if bug is not None and failure != self._failure:
+            log.error("bug in alerts", partition=self.number, exc_info=bug)
+        if bool(failure) != bool(self._failure):
+            self._failing(self.number, failure)
+        self._failure = failure
 
     async def begin(self) -> Judge:
         """Do again what was committed last, and load what is remembered."""

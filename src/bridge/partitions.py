@@ -53,6 +53,7 @@ class Partitions:
         self._sources: Mapping[str, Sequence[str]] = {}
         self._owners: dict[int, tuple[Owner, anyio.CancelScope]] = {}
         self._wanted: frozenset[int] = frozenset()
+        self._failing: set[int] = set()
         self._tasks: TaskGroup | None = None
         self._late: Counter[str] = Counter()
         self._flaps: Counter[str] = Counter()
@@ -96,6 +97,7 @@ class Partitions:
         self._wanted = numbers
         for number in set(self._owners) - numbers:
             self._owners.pop(number)[1].cancel()
+            self._failing.discard(number)
         if self._tasks is not None:
             for number in sorted(numbers - set(self._owners)):
                 scope = anyio.CancelScope()
@@ -120,7 +122,17 @@ class Partitions:
             owns=partial(leasing.fence, lease_of(number)),
             announce=self._announce,
             pass_on=self._outbox.publish_sights,
+            failing=self._tell,
         )
+
+    def _tell(self, number: int, why: str) -> None:
+        """When the first partition begins to wait, and when the last one has ended to."""
+        before = bool(self._failing)
+        (self._failing.add if why else self._failing.discard)(number)
+        if why and not before:
+            log.warning("alerts wait", partition=number, error=why)
+        elif before and not self._failing:
+            log.info("alerts are judged again")
 
     def _judge(self, number: int, rows: Mapping[tuple[str, str, str], bytes]) -> Judge:
         patience = int(max(PATIENCE, self._outbox.lease) * SECOND)

@@ -62,9 +62,9 @@ class Judge:
 
     def configure(self, alerts: AlertSet, overlap: int, sources: Mapping[str, Sequence[str]]) -> None:
         """*overlap* in ns; *sources* are the leases of each."""
-        self._sources = sources
+        before, self._sources = self.alerting.alerts, sources
         self.alerting.configure(alerts, overlap)
-        self._move()
+        self._move(before)
         self._tick()
 
     def recall(self, at: int, body: bytes) -> None:
@@ -123,10 +123,12 @@ class Judge:
         for number, found in others.items():
             self._pass(number, msgspec.structs.replace(item, sights=tuple(found), missed=None, moved=()))
 
-    def _move(self) -> None:
+    def _move(self, before: AlertSet) -> None:
         """With another `group_by` what is known of some is another partition's."""
         found: defaultdict[int, list[Moved]] = defaultdict(list)
         for alert in self.alerting.alerts.alerts:
+            if before.by_name.get(alert.name) == alert:
+                continue
             for key in self.alerting.keys(alert.name):
                 number = partition(alert, key)
                 track = self.alerting.give(alert.name, key) if number != self.number else None

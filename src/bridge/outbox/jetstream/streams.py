@@ -23,7 +23,7 @@ NANO = 1_000_000_000
 IN_USE = 10058  # err_code: there is a stream of this name with another config
 NO_CONSUMER = 10014
 LEAST_PAYLOAD = 128 << 10  # bytes; JetStream comes with 1 MiB
-LEAST_CONSUMERS = 8  # of each stream: one for each sink, and some that only look
+LEAST_CONSUMERS = 32  # of each stream: of the sights one a partition, and those of owners that have just died
 LEAST_ACK_PENDING = 10_000  # what is held for its next attempt must not keep others from being sent
 SMALLEST_WINDOW = 0.1  # seconds the server takes at least for duplicates
 
