@@ -31,6 +31,7 @@ from bridge.sources.registry import SourceConfig
 
 log = structlog.get_logger()
 
+NOT_YET = 0.05  # seconds between two looks whether there is a config already
 SHARDS = 12  # parts of a source: evenly shared by 2, 3, 4, 6 or 12 replicas
 
 
@@ -162,7 +163,7 @@ class Shares:
                 await self._lose()
             else:
                 failing = False
-            await anyio.sleep(self._outbox.lease / 4)
+            await anyio.sleep(self._outbox.lease / 4 if self._app.config.hash else NOT_YET)
 
     async def _round(self) -> None:
         app, leasing = self._app, self._outbox.leasing

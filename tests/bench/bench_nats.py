@@ -117,11 +117,12 @@ def cpu_seconds() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Of nats-servers together: CPU seconds, KiB of memory, bytes on disk, and of messages in and out."""
+    """Of nats-servers together: CPU seconds, KiB of memory, bytes on disk, written there, and sent."""
 
     cpu: float
     memory: float
     disk: int
+    written: int
     received: int
     sent: int
 
@@ -130,19 +131,22 @@ class Used:
 
 
 def used(servers: Sequence[NatsServer]) -> Used:
-    total = Used(0.0, 0.0, 0, 0, 0)
+    total = Used(0.0, 0.0, 0, 0, 0, 0)
     for server in servers:
         assert server.process is not None
         memory, cpu = server_kib(server.process.pid)
         disk = sum(each.stat().st_size for each in server.directory.rglob("*.blk"))
         asked = re.search(r"http: [^:]*:(\d+)", server.more)
+        written = re.search(r"\nwrite_bytes: (\d+)", Path(f"/proc/{server.process.pid}/io").read_text())
         assert asked is not None
+        assert written is not None
         with urllib.request.urlopen(f"http://127.0.0.1:{asked[1]}/varz") as answer:
             varz = json.load(answer)
         total = Used(
             total.cpu + cpu,
             total.memory + memory,
             total.disk + disk,
+            total.written + int(written[1]),
             total.received + varz["in_bytes"],
             total.sent + varz["out_bytes"],
         )
@@ -181,7 +185,8 @@ def on_servers(what: str, url: str, servers: Sequence[NatsServer], processes: in
     memory = (used(servers).memory - before.memory) * 1024
     told = [
         (cost.cpu / total * 1e6, "µs of the servers' CPU"),
-        (cost.disk / total, "bytes of their disks"),
+        (cost.written / total, "bytes written"),
+        (cost.disk / total, "of their disks"),
         (memory / total, "of their memory"),
         (cost.received / total, "in"),
         (cost.sent / total, "out"),
