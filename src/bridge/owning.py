@@ -124,7 +124,7 @@ class Owner:
                         await anyio.sleep(LOOK_EVERY)
             except OutboxError as error:
                 self._tell(str(error))
-            except Exception as bug:  # noqa: BLE001  # logged by `_tell`; one partition that cannot be judged stops no other
+            except Exception as bug:  # noqa: BLE001  # `_tell` logs it; the other partitions go on
                 self._tell(repr(bug), bug)
             finally:
                 self.judge = None

@@ -59,6 +59,8 @@ class Partitions:
         self._flaps: Counter[str] = Counter()
         self._shown: dict[int, list[Current]] = {}
         """By partition, as its owner has told."""
+        self._looked = -1
+        """How often the connection had come back at the last whole look."""
         self._others: dict[str, dict[str, Track]] = {}
         """Tracks of alerts that inhibit others, whoever judges them."""
         self._known: list[anyio.Event] = []
@@ -100,12 +102,11 @@ class Partitions:
             self._failing.discard(number)
         if self._tasks is not None:
             for number in sorted(numbers - set(self._owners)):
-                scope = anyio.CancelScope()
-                self._owners[number] = self._owner(number), scope
-                self._tasks.start_soon(self._own, number, scope)
+                owner, scope = self._owner(number), anyio.CancelScope()
+                self._owners[number] = owner, scope
+                self._tasks.start_soon(self._own, owner, scope)
 
-    async def _own(self, number: int, scope: anyio.CancelScope) -> None:
-        owner = self._owners[number][0]
+    async def _own(self, owner: Owner, scope: anyio.CancelScope) -> None:
         with scope:
             for each in self._known:
                 await each.wait()
@@ -163,6 +164,10 @@ class Partitions:
             found += judge.alerting.silent()
         return found
 
+    def anything(self) -> bool:
+        """Is anything pending or firing, also of alerts that are in no file any more?"""
+        return any(self._shown.values())
+
     def count(self, phase: str) -> int:
         """As many as `current` has, whoever judges them."""
         return sum(each.state == phase for those in self._shown.values() for each in those)
@@ -173,8 +178,8 @@ class Partitions:
         return sorted(found, key=lambda each: (each.alert, each.key))
 
     def firing(self) -> frozenset[tuple[str, str]] | None:
-        """Alert and key; None as long as some partition has told nothing."""
-        if len(self._shown) < PARTITIONS:
+        """Alert and key; None as long as some partition has told nothing, or may have told it to nobody."""
+        if len(self._shown) < PARTITIONS or self._outbox.reconnects != self._looked:
             return None
         return frozenset((each.alert, each.key) for each in self.current() if each.state == "firing")
 
@@ -213,10 +218,12 @@ class Partitions:
         self._shown[int(key.split(".")[1])] = _current.decode(unpacked(value))
 
     async def _look_at_now(self) -> None:
+        before = self._outbox.reconnects
         for number in range(PARTITIONS):
             entry = await self._outbox.bucket.get(f"judged.{number}.now")
             if entry is not None:
                 self._hear_now(entry.key, entry.value)
+        self._looked = before
 
     def _hear_track(self, _key: str, value: bytes) -> None:
         if value:

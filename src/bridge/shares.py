@@ -47,13 +47,16 @@ class Runs(Protocol):
     async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None: ...
 
 
-def lease_names(config: Config) -> tuple[list[str], list[str]]:
-    """Those of sources and those of alerts: of each kind every replica has as many as the others."""
+def lease_names(config: Config, *, alerts: bool = False) -> tuple[list[str], list[str]]:
+    """Those of sources and those of alerts: of each kind every replica has as many as the others.
+
+    *alerts*: some fire, also if they are in no file any more.
+    """
     beside = followed_beside(config)
     sources = [
         part for name in sorted(config.sources) for part in parts_of(name, config) if part not in beside
     ]
-    return sources, list(LEASES) if has_alerts(config.alert_set) else []
+    return sources, list(LEASES) if alerts or has_alerts(config.alert_set) else []
 
 
 def followed_beside(config: Config) -> dict[str, int]:
@@ -168,9 +171,10 @@ class Shares:
     async def _round(self) -> None:
         app, leasing = self._app, self._outbox.leasing
         if app.config.hash:
-            await leasing.round(*lease_names(app.config), beside=followed_beside(app.config))
-        if has_alerts(app.config.alert_set):
-            await self._share_silences()  # before anything is judged
+            names = lease_names(app.config, alerts=self.partitions.anything())
+            await leasing.round(*names, beside=followed_beside(app.config))
+            if names[1]:
+                await self._share_silences()  # before anything is judged
         await self._own(leasing.sure())
         alive = max(1, len(self._outbox.replicas.alive))
         if alive != self._replicas:

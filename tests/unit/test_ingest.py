@@ -230,3 +230,23 @@ def test_a_batch_moves_each_cursor_to_its_furthest() -> None:
     assert made.cursors == {("eu1", "application:a"): 9}
     assert made.starts == {("eu1", "application:a"): 1, ("eu1", "gateway:g"): 2}
     assert made.recent == {("eu1", "application:a"): ["1", "2"]}
+
+
+async def test_what_alerts_see_is_handed_over_before_the_event_is_stored(tmp_path: Path) -> None:
+    """Or a kill in between would lose the alert: the event would be known when it comes again."""
+    stored: list[int] = []
+    fails = [OutboxError("not connected"), None, None]
+
+    async with store(tmp_path, Disk()) as outbox:
+        ingest, _ = make(outbox)
+
+        async def hand_over() -> None:
+            totals = outbox.source_totals().get("eu1")
+            stored.append(totals.received if totals else 0)
+            if error := fails.pop(0):
+                raise error
+
+        ingest.hand_over = hand_over
+        await ingested(ingest, [arrival("1")])
+        await ingested(ingest, [arrival("2")])
+    assert stored == [0, 0, 1]

@@ -84,7 +84,7 @@ class Alerting:
         self.has_more = False
         """Was more due than the last tick could do?"""
         self.moves = 0
-        """Phases entered since the start."""
+        """Phases entered since the start, and left with what was forgotten."""
         self._overlap = 10 * SECOND
         self._upto = 0
         self._tracks: dict[str, dict[str, Track]] = {}
@@ -189,6 +189,7 @@ class Alerting:
         for key, track in self._tracks.pop(name, {}).items():
             self._dirty["track", name, key] = None
             self.tally.phases[name, track.phase] -= 1
+            self.moves += 1
         for key in self._groups.pop(name, {}):
             self._dirty["group", name, key] = None
         self._active.pop(name, None)

@@ -114,6 +114,11 @@ class JetStreamOutbox:
         """Seconds."""
         return self._desk.link.address.lease
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection has come back; what was told meanwhile was not heard."""
+        return int(self._desk.link.client.stats["reconnects"])
+
     async def begin(self) -> None:
         await self.replicas.begin()
         alone = self.replicas.alive <= {self._desk.me}
