@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -292,17 +293,10 @@ async def test_alerts_of_three_replicas_are_told_once_whatever_happens_to_them(t
     rng = random.Random(20261124)
     world = World({TOKEN: ALL}, rng=rng)
     told: list[tuple[str, str, str]] = []
-
-    def heard(got: Received) -> None:
-        event = json.loads(got.body)
-        if event["name"].startswith("bridge.alert."):
-            name = event["identifiers"][0]["gateway_ids"]["gateway_id"]
-            told.append((name, event["name"].rpartition(".")[2], event["unique_id"]))
-
     names = [f"gw-{n}" for n in range(24)]
     everything = set[str]()
     with nats_server(tmp_path / "nats") as server:
-        async with serve(world) as upstream, receive(on_delivery=heard) as crm:
+        async with serve(world) as upstream, receive(on_delivery=partial(note, told)) as crm:
             replicas = Replicas(tmp_path, server)
             (tmp_path / "rules.yaml").write_text(ALERTS)
             replicas.configure(upstream.url, crm.url, "\n".join(f"      - gateway: {name}" for name in names))
@@ -409,6 +403,44 @@ async def test_an_alert_inhibits_those_that_other_replicas_judge(tmp_path: Path)
                 assert all(shown[f"plant-a/of-{name}"] == "inhibited" for name in names), shown
             finally:
                 replicas.end()
+
+
+@pytest.mark.timeout(120)
+async def test_alerts_that_are_taken_out_of_the_rules_end(tmp_path: Path) -> None:
+    """With a reload of all replicas, though it leaves no alert that anybody would have to judge."""
+    rng = random.Random(1)
+    world = World({TOKEN: ALL}, rng=rng)
+    told = list[tuple[str, str, str]]()
+    names = ["gw-1", "gw-2", "gw-3"]
+    with nats_server(tmp_path / "nats") as server:
+        async with serve(world) as upstream, receive(on_delivery=partial(note, told)) as crm:
+            replicas = Replicas(tmp_path, server)
+            (tmp_path / "rules.yaml").write_text(ALERTS)
+            replicas.configure(upstream.url, crm.url, "\n".join(f"      - gateway: {name}" for name in names))
+            try:
+                await replicas.start("a", "b")
+                await replicas.until_divided(len(names) + 2, 2)
+                for name in names:
+                    world.publish(gateway(name, "disconnect", rng))
+                await until_told(told, names, "firing")
+                (tmp_path / "rules.yaml").write_text("rules: []")
+                for name in ("a", "b"):
+                    replicas.send(name, signal.SIGHUP)
+                await until_told(told, names, "resolved")
+                with anyio.fail_after(30):
+                    while run("alerts", "list", "-c", "bridge.yaml", cwd=tmp_path).stdout:
+                        await anyio.sleep(0.5)
+                assert len(told) == 2 * len(names)
+            finally:
+                replicas.end()
+
+
+def note(told: list[tuple[str, str, str]], got: Received) -> None:
+    """Gateway, status and id of a notification."""
+    event = json.loads(got.body)
+    if event["name"].startswith("bridge.alert."):
+        name = event["identifiers"][0]["gateway_ids"]["gateway_id"]
+        told.append((name, event["name"].rpartition(".")[2], event["unique_id"]))
 
 
 async def until_told(told: list[tuple[str, str, str]], names: list[str], state: str) -> None:
