@@ -158,8 +158,12 @@ class Config(BaseSettings):
 
     @property
     def rule_files(self) -> tuple[RuleFile, ...]:
-        """With what lint and `bridge test` need of them."""
+        """With what lint and `bridge test` need of them; none after `let_go_of_files`."""
         return self._rule_files
+
+    def let_go_of_files(self) -> None:
+        """What runs needs their rules and alerts alone; the rest of 10,000 rules takes 10 MB."""
+        self._rule_files = ()
 
     @property
     def rule_set(self) -> RuleSet:

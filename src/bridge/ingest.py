@@ -240,8 +240,7 @@ class Ingest:
         )
         counts = Counter(fresh)
         self.hits.update(counts)
-        for name, count in counts.items():
-            self.metrics.rule_matches.labels(name).inc(count)
+        self.metrics.rule_matches.counts.update(counts)
         for names, new in zip(left_out, accepted.fresh, strict=False):
             for name in names if new else ():
                 self.metrics.events_dropped.labels(name, "true").inc()

@@ -22,6 +22,7 @@ FILE_KEYS = ("rules", "alerts")
 RULE_KEYS = ("name", "match", "unless", "attach", "sample", "send", "allow", "tests", "description")
 TEST_KEYS = ("event", "event_file", "sends", "description")
 MAX_NAME = 200  # characters of a rule's name, which is a metric label
+ALL_APPLY: Mapping[str, str] = {}
 _FRACTION = re.compile(r"([0-9]{1,9})/([0-9]{1,9})\Z")
 
 
@@ -164,7 +165,9 @@ class _Reader:
             unless=unless,
             sample=self.sample(entry["sample"], (*path, "sample")) if "sample" in entry else None,
             attach_related=self.attach(entry["attach"], (*path, "attach")) if "attach" in entry else False,
-            allow=self.reading.allowed(entry["allow"], (*path, "allow"), LINTS) if "allow" in entry else {},
+            allow=self.reading.allowed(entry["allow"], (*path, "allow"), LINTS)
+            if "allow" in entry
+            else ALL_APPLY,
             tests=self.tests(entry["tests"], (*path, "tests")) if "tests" in entry else (),
             file=self.reading.document.file,
             line=self.reading.document.line(path),
@@ -204,6 +207,9 @@ class _Reader:
             self.wrong(path, "must be a fraction such as 1/10")
             return None
         return Sample(int(found[1]), int(found[2]))
+
+    def allow(self, value: Any, path: Path) -> Mapping[str, str]:
+        return self.reading.allowed(value, path, LINTS)
 
     def attach(self, value: Any, path: Path) -> bool:
         if value != "related":

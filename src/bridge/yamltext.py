@@ -6,6 +6,7 @@ YAML 1.2's core schema, not PyYAML's 1.1: `off` and `2026-01-01` are strings, `1
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -191,7 +192,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.mistakes.append(Mistake(self.file, line, dotted(path), "a key must be a word"))
                 continue
-            name = str(key.value)
+            name = copied(key.value)
             if name in own:
                 advice = "key appears twice; keep one"
                 self.mistakes.append(Mistake(self.file, line, dotted((*path, name)), advice))
@@ -213,7 +214,7 @@ class _Reader:
         return values
 
     def scalar(self, node: yaml.Node, path: Path) -> Any:
-        text = str(node.value)
+        text = copied(node.value)
         kind = node.tag.rpartition(":")[2]
         if kind == "null":
             return None
@@ -225,6 +226,11 @@ class _Reader:
             advice = "this tag or number is not used here; quote it if it is text"
             self.mistakes.append(Mistake(self.file, node.start_mark.line + 1, dotted(path), advice))
             return None
+
+
+def copied(text: str) -> str:
+    """*text* as an object of its own, one for all that are equal: the node's would keep its tree's memory."""
+    return sys.intern(text.encode(errors="surrogatepass").decode(errors="surrogatepass"))
 
 
 def _float(text: str) -> float:

@@ -41,6 +41,7 @@ def warned(config: Config) -> Config:
     logs.configure(config.log.level, config.log.format)
     for each in warnings(config):
         log.warning(str(each))
+    config.let_go_of_files()
     return config
 
 

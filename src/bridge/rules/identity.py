@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ from bridge.rules.names import MatchError, regex
 IDENTIFIERS = ("application", "device", "gateway", "organization", "user", "client")
 HEX_BITS: Mapping[str, int] = {"dev_addr": 32, "dev_eui": 64, "join_eui": 64, "eui": 64}
 """Width of the addresses a matcher may name; `eui` is a gateway's."""
+FEW = 4  # identifiers of a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,13 @@ class Identity:
     key: str
     """Where in `Ids` to look: `device_id` for a device in any application."""
     texts: tuple[str, ...]
-    exact: frozenset[tuple[str, str]] = frozenset()
-    """Pairs of *key* and value."""
+    exact: Collection[tuple[str, str]] = ()
+    """Pairs of *key* and value: a tuple of few, which is small, or a set of many, which is fast."""
     globs: tuple[Glob, ...] = ()
     prefixes: tuple[Prefix, ...] = ()
 
     def holds(self, subject: Identified) -> bool:
-        if not self.exact.isdisjoint(subject.pairs):
+        if not subject.pairs.isdisjoint(self.exact):
             return True
         if not (self.globs or self.prefixes):
             return False
@@ -106,9 +107,13 @@ def identities(field: str, texts: Sequence[str]) -> tuple[Identity, ...]:
 
 
 def _ids(field: str, key: str, texts: Sequence[str]) -> Identity:
-    exact = frozenset((key, text) for text in texts if "*" not in text)
+    exact = {(key, text) for text in texts if "*" not in text}
     globs = tuple(Glob.compile(text) for text in texts if "*" in text)
-    return Identity(field, key, tuple(texts), exact, globs)
+    return Identity(field, key, tuple(texts), _fixed(exact), globs)
+
+
+def _fixed(pairs: set[tuple[str, str]]) -> Collection[tuple[str, str]]:
+    return tuple(sorted(pairs)) if len(pairs) <= FEW else frozenset(pairs)
 
 
 def _addresses(field: str, texts: Sequence[str]) -> Identity:
@@ -127,7 +132,7 @@ def _addresses(field: str, texts: Sequence[str]) -> Identity:
         else:
             example = "26000000/7" if width == 32 else "70B3D57ED0000000/24"
             raise MatchError(f"needs {width // 4} hex digits, or a prefix such as {example}")
-    return Identity(field, field, tuple(texts), frozenset(exact), (), tuple(prefixes))
+    return Identity(field, field, tuple(texts), _fixed(exact), (), tuple(prefixes))
 
 
 def hex_digits(text: str, width: int) -> str:

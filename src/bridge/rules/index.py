@@ -27,6 +27,9 @@ FULL = 8  # rules in a drawer that are judged rather than divided
 DEPTH = 4  # fields a rule may be filed by
 
 
+NOTHING: Mapping[Key, Drawer] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Drawer:
     """*rules* are candidates at once; *inside* holds more of them by key.
@@ -80,7 +83,7 @@ def index(matchers: Sequence[Matcher]) -> Drawer:
 
 def _drawer(filed: Sequence[tuple[int, Sequence[Demand]]], depth: int) -> Drawer:
     if len(filed) <= FULL or depth == 0:
-        return Drawer(tuple(number for number, _ in filed), {})
+        return Drawer(tuple(number for number, _ in filed), NOTHING)
     crowd = Counter(key for _, wanted in filed for demand in wanted for key in demand)
     always: list[int] = []
     inside: dict[Key, list[tuple[int, Sequence[Demand]]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import re2
@@ -33,6 +34,7 @@ class NamePattern:
     """The same in the language of `StreamEventsRequest.names` (pkg/events/pattern.go in v3.32)."""
 
     @classmethod
+    @lru_cache(maxsize=1000)
     def compile(cls, text: str) -> NamePattern:
         """Raises MatchError.
 
