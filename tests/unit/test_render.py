@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.event import Event, Identifiers
-from bridge.render import Template, body, slack_escape, summary, topic_level
+from bridge.render import Template, body, context, slack_escape, summary, topic_level
 
 GATEWAY = {"gateway_ids": {"gateway_id": "gw-roof"}}
 METER = {"device_ids": {"device_id": "meter-01", "application_ids": {"application_id": "plant-a"}}}
@@ -154,3 +154,23 @@ def test_a_strict_template_renders_or_raises_ours(data: Any) -> None:
         assert isinstance(Template("{{ data.a.b }} {{ summary }}").render(delivery("a", data)), str)
     except RenderError:
         assert not isinstance(data, dict) or "a" not in data or "b" not in json.dumps(data["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "decodes"),
+    [
+        ("tts/{{ event.name }}", False),
+        ("tts/{{ ids.path }}/{{ event.name | upper }}/{{ sink }}", False),
+        ("{{ event['name'] }}", True),
+        ("{{ event.name }} {{ event.time }}", True),
+        ("{{ event.name.data }} {% for key in event %}{{ key }}{% endfor %}", True),
+        ("{{ {'name': event}.name }}", True),
+        ("{{ data }} {{ event.name }}", True),
+    ],
+)
+def test_a_template_that_wants_only_the_name_decodes_nothing(text: str, decodes: bool) -> None:
+    """What it sees of the event is the name alone; the text is the same."""
+    each = delivery("as.up.data.forward", {"x": 1}, {"gateway_ids": {"gateway_id": "g1"}})
+    found = context(each, Template(text).uses)["event"]
+    assert (found == each.event.document()) == decodes
+    assert decodes or found == {"name": "as.up.data.forward"}

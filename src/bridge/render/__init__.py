@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
@@ -30,6 +30,8 @@ ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "ends", "events",
 """What only notifications of alerts have, beside each of their labels."""
 
 ALERTS = "bridge.alert."
+NAME_ONLY = "event.name"
+"""Among what a template uses: of the event only this."""
 
 
 _labels: ContextVar[frozenset[str]] = ContextVar("labels", default=frozenset())
@@ -61,12 +63,14 @@ class Template:
         try:
             tree = environment.parse(text)
             self.uses = frozenset(meta.find_undeclared_variables(tree)) - set(environment.globals)
+            if asks_only_names(tree):
+                self.uses = self.uses - {"event"} | {NAME_ONLY}
             code = environment.compile(Limits().visit(tree))
         except TemplateError as error:
             raise ValueError(f"template: {error.message or type(error).__name__}") from None
         except (RecursionError, SyntaxError, MemoryError):
             raise ValueError("template: nested too deeply") from None
-        unknown = self.uses - NAMES - ALERT_NAMES - _labels.get() - set(labels or ())
+        unknown = self.uses - NAMES - {NAME_ONLY} - ALERT_NAMES - _labels.get() - set(labels or ())
         if unknown and labels is not None:
             raise ValueError(f"template: {min(unknown)} is not defined; there is {', '.join(sorted(NAMES))}")
         self._template = environment.template_class.from_code(environment, code, environment.globals)
@@ -97,6 +101,13 @@ class Template:
         return "".join(parts)
 
 
+def asks_only_names(tree: nodes.Template) -> bool:
+    """Is `event.name` all that it wants of the event, as topics do? That is known without decoding it."""
+    wants = [each.node for each in tree.find_all(nodes.Getattr) if each.attr == "name"]
+    named = [each for each in tree.find_all(nodes.Name) if each.name == "event"]
+    return bool(named) and all(any(each is want for want in wants) for each in named)
+
+
 def context(delivery: Delivery, uses: frozenset[str] = NAMES) -> dict[str, Any]:
     """What a template sees of *delivery*; only the names in *uses*, since some cost decoding."""
     event = delivery.event
@@ -104,6 +115,9 @@ def context(delivery: Delivery, uses: frozenset[str] = NAMES) -> dict[str, Any]:
     if "ids" in uses:
         ids = ids_of(event)
         values["ids"] = ids | {"path": IdsPath(ids["path"])}
+    if NAME_ONLY in uses:
+        values["event"] = {"name": event.name}
+        uses = uses - {NAME_ONLY}
     if uses - {"ids", "sink", "rule", "summary"} or event.name.startswith(ALERTS):
         document = event.document()
         values["event"] = document

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import anyio
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from bridge.delivery import Delivered, Delivery, Failure, Outcome, Rejected
+from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected
 from bridge.errors import RenderError
 from bridge.event import ApplicationIds, Event, Identifiers
 from bridge.fields import Duration, Section
@@ -31,6 +31,7 @@ from bridge.sinks.mqtt_connection import Connection
 from bridge.sinks.mqtt_formats import Availability, Compose, Envelope, HomeAssistant
 from bridge.sinks.mqtt_link import Link
 from bridge.sinks.mqtt_message import LIMIT, Message, properties, topic_name
+from bridge.sinks.overdue import Overdue
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
@@ -198,36 +199,46 @@ class Mqtt:
         self.compose = compose
         self._timeout = config.timeout
         self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._overdue = Overdue()
 
     async def send(self, delivery: Delivery) -> Outcome:
         try:
             messages = self.compose(delivery)
         except RenderError as error:
             return Rejected(Failure("template", str(error)))
-        began = anyio.current_time()
-        with anyio.move_on_after(self._timeout):
-            outcome = await self._published(messages)
-            if isinstance(outcome, Delivered) and isinstance(self.compose, HomeAssistant):
-                self.compose.acknowledged(messages)
-            return outcome
-        return self._connection.late(began)
+        began = self._loop.time()
+        try:
+            outcome = await self._published(messages, began + self._timeout)
+        except TimeoutError:
+            return self._connection.late(began)
+        if isinstance(outcome, Delivered) and isinstance(self.compose, HomeAssistant):
+            self.compose.acknowledged(messages)
+        return outcome
 
-    async def _published(self, messages: Sequence[Message]) -> Outcome:
+    async def _published(self, messages: Sequence[Message], deadline: float) -> Outcome:
         outcome: Outcome = Delivered()
         for message in messages:
-            outcome = await self._acknowledged(message)
+            outcome = await self._acknowledged(message, deadline)
             if not isinstance(outcome, Delivered):
                 break
         return outcome
 
-    async def _acknowledged(self, message: Message) -> Outcome:
+    async def _acknowledged(self, message: Message, deadline: float) -> Outcome:
+        """Raises TimeoutError at *deadline*, in the loop's time."""
         while True:
-            link = await self._connection.link()
+            link = self._connection.open_link or await self._linked(deadline)
             if not isinstance(link, Link):
                 return link
-            outcome = await link.publish(message)
+            answer = link.publish(message)
+            self._overdue.watch(answer, deadline)
+            outcome = await answer
             if outcome is not None:
                 return outcome
+
+    async def _linked(self, deadline: float) -> Link | Pause:
+        with anyio.fail_after(max(0.0, deadline - self._loop.time())):
+            return await self._connection.link()
 
 
 class Births:

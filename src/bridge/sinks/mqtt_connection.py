@@ -106,6 +106,11 @@ class Connection:
             self._told = failure.reason
             log.warning("broker not connected", sink=self._name, reason=failure.reason, error=failure.error)
 
+    @property
+    def open_link(self) -> Link | None:
+        """If there is one now."""
+        return self._link if self._link and not self._link.ended.is_set() else None
+
     async def link(self) -> Link | Pause:
         """The link, as soon as there is one; or what has to be seen to first, found out anew for each call.
 
@@ -113,8 +118,8 @@ class Connection:
         """
         tries = self._tries
         while True:
-            if self._link and not self._link.ended.is_set():
-                return self._link
+            if self.open_link:
+                return self.open_link
             if isinstance(self._trouble, Pause):
                 if self._tries > tries:
                     return self._trouble
