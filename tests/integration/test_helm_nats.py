@@ -14,7 +14,7 @@ import yaml
 
 from bridge.outbox.jetstream.address import Address, parse
 from bridge.outbox.jetstream.link import Link
-from bridge.outbox.jetstream.streams import Windows, definitions
+from bridge.outbox.jetstream.streams import Account, Windows, definitions
 from tests.integration import helm
 from tests.integration.helm import (
     CHART,
@@ -229,7 +229,7 @@ def test_the_values_of_the_readme_make_replicas(tmp_path: Path) -> None:
 def test_the_readme_says_how_much_room_the_servers_reserve() -> None:
     """As many bytes as all streams may have; the chart of NATS lets them have as much as its volume."""
     link = cast(Link, SimpleNamespace(address=Address(("nats://nats:4222",))))
-    streams = definitions(link, Windows(dedup_window=1.0, max_size=1000)).values()
+    streams = definitions(link, Windows(dedup_window=1.0, max_size=1000), Account(1 << 20)).values()
     reserved = sum(each["max_bytes"] for each in streams if each["max_bytes"] > 0)
     assert f"reserves {reserved // 1000} times `config.max_size`" in README
     assert f"({4 * reserved // 1000} GiB at its default of 4 GiB)" in README
