@@ -1,6 +1,6 @@
 """bridge beside Redpanda Connect's engine: the same events, the same receiver, by turns in one run.
 
-    python -m tests.bench.bench_peers [webhook] [batch] [mqtt] [rules] [steady] [start]
+    python -m tests.bench.bench_peers [webhook] [batch] [mqtt] [rules] [steady] [start] [backlog]
 
 The source and the receiver are Go programs of this folder. bridge stores every event with
 `durability: power` before it sends it, and signs it; its peer keeps nothing on disk and signs nothing.
@@ -9,21 +9,35 @@ The source and the receiver are Go programs of this folder. bridge stores every 
 from __future__ import annotations
 
 import json
+import sqlite3
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from tests.bench.ends import HERE, Measured, ask, built, end, measure, rss_mb, running, settled
+from tests.bench.ends import (
+    HERE,
+    Measured,
+    ask,
+    built,
+    end,
+    measure,
+    peak_mb,
+    rss_mb,
+    running,
+    settled,
+    until_connected,
+)
 from tests.recordings import RECORDED, documents
-from tests.servers import mosquitto
+from tests.servers import free_port, mosquitto
 
 RUNS = 5
+MANY = 1_000_000
 FRAMES = RECORDED / "devices.sse"
 MATCHED = "as.up.data.forward"
 """What one rule of many wants: 11 % of the events."""
@@ -272,6 +286,56 @@ def start(rules: int, ends: Ends) -> None:
     )
 
 
+def backlog(count: int, ends: Ends) -> None:
+    """*count* events come while the receiver is away; then `kill -9`, and a receiver that is there."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd())))
+        here = Ends(ends.load, free_port(), folder=folder)
+        source = stack.enter_context(end(ends.load, "source", "-frames", str(FRAMES), "-count", str(count)))
+        with running(bridge(Work(count), here, source), folder) as process:
+            until_connected(process, folder, source)
+            ask(source, "go")
+            took = until_stored(folder / "bridge.db", count)
+            peak = peak_mb(process.pid)
+            process.kill()
+        print(
+            f"backlog of {count:,}: taken in at {count / took:,.0f}/s while the receiver is away, {peak:.0f} MB"
+        )
+        waiting, rate, peak = resumed(ends, folder, count)
+        print(
+            f"backlog of {count:,}: after kill -9 the first delivery after {waiting:.2f} s, {rate:,.0f}/s, {peak:.0f} MB"
+        )
+
+
+def resumed(ends: Ends, folder: Path, count: int) -> tuple[float, float, float]:
+    """Seconds to the first delivery, deliveries/s of the first fifth, peak MB; nothing new comes."""
+    with end(ends.load, "source", "-frames", str(FRAMES), "-count", "0") as quiet:
+        ask(ends.receiver, "reset")
+        began = time.perf_counter()
+        command = bridge(Work(count), Ends(ends.load, ends.receiver, folder=folder), quiet)
+        with running(command, folder) as process:
+            while not (found := json.loads(ask(ends.receiver, "stats"))["distinct"]):
+                time.sleep(0.005)
+            waited = time.perf_counter() - began
+            while found < count // 5:
+                time.sleep(0.05)
+                found = json.loads(ask(ends.receiver, "stats"))["distinct"]
+            return waited, found / (time.perf_counter() - began - waited), peak_mb(process.pid)
+
+
+def until_stored(path: Path, count: int) -> float:
+    """Seconds until the store at *path* has taken in *count* events."""
+    began = time.perf_counter()
+    while True:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            found = db.execute(
+                "SELECT value FROM totals WHERE kind = 'source' AND what = 'accepted'"
+            ).fetchone()
+        if found and found[0] >= count:
+            return time.perf_counter() - began
+        time.sleep(0.1)
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
@@ -298,7 +362,7 @@ def programs() -> Iterator[tuple[Path | None, Path | None, Path | None]]:
 
 
 def main(parts: Sequence[str] = ()) -> None:
-    wanted = tuple(parts) or ("webhook", "batch", "mqtt", "rules", "steady", "start")
+    wanted = tuple(parts) or ("webhook", "batch", "mqtt", "rules", "steady", "start", "backlog")
     with programs() as (load, connect, mqtt), ExitStack() as stack:
         if load is None:
             return
@@ -329,6 +393,8 @@ def main(parts: Sequence[str] = ()) -> None:
         if "start" in wanted:
             for rules in (10, 10_000):
                 start(rules, ends)
+        if "backlog" in wanted:
+            backlog(MANY, ends)
 
 
 if __name__ == "__main__":
