@@ -38,6 +38,7 @@ from tests.servers import free_port, mosquitto
 
 RUNS = 5
 MANY = 1_000_000
+ACCEPTED = "SELECT value FROM totals WHERE kind = 'source' AND what = 'accepted'"
 FRAMES = RECORDED / "devices.sse"
 MATCHED = "as.up.data.forward"
 """What one rule of many wants: 11 % of the events."""
@@ -298,13 +299,9 @@ def backlog(count: int, ends: Ends) -> None:
             took = until_stored(folder / "bridge.db", count)
             peak = peak_mb(process.pid)
             process.kill()
-        print(
-            f"backlog of {count:,}: taken in at {count / took:,.0f}/s while the receiver is away, {peak:.0f} MB"
-        )
-        waiting, rate, peak = resumed(ends, folder, count)
-        print(
-            f"backlog of {count:,}: after kill -9 the first delivery after {waiting:.2f} s, {rate:,.0f}/s, {peak:.0f} MB"
-        )
+        print(f"backlog of {count:,}: taken in at {count / took:,.0f}/s, the receiver away, {peak:.0f} MB")
+        waited, rate, peak = resumed(ends, folder, count)
+        print(f"   after kill -9 the first delivery after {waited:.2f} s, then {rate:,.0f}/s, {peak:.0f} MB")
 
 
 def resumed(ends: Ends, folder: Path, count: int) -> tuple[float, float, float]:
@@ -328,9 +325,7 @@ def until_stored(path: Path, count: int) -> float:
     began = time.perf_counter()
     while True:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            found = db.execute(
-                "SELECT value FROM totals WHERE kind = 'source' AND what = 'accepted'"
-            ).fetchone()
+            found = db.execute(ACCEPTED).fetchone()
         if found and found[0] >= count:
             return time.perf_counter() - began
         time.sleep(0.1)
