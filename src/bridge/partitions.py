@@ -138,7 +138,7 @@ class Partitions:
     def _judge(self, number: int, rows: Mapping[tuple[str, str, str], bytes]) -> Judge:
         patience = int(max(PATIENCE, self._outbox.lease) * SECOND)
         judge = Judge(number, patience, shard, ((*row, state) for row, state in rows.items()))
-        judge.alerting.silences = dict(self.silences)
+        judge.alerting.silences |= self.silences
         judge.alerting.others = self._others
         judge.alerting.tally.late, judge.alerting.tally.flaps = self._late, self._flaps
         judge.configure(self.alerts, self._overlap, self._sources)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import msgspec
 
 from bridge.alerts import (
     Alert,
     Change,
-    Phase,
     Track,
     advance,
     groups,
@@ -29,6 +27,7 @@ from bridge.alerts import (
 )
 from bridge.alerts.blind import GAP, BlindSpot, blind_of, blind_spot, kept
 from bridge.alerts.groups import Group, Member, Notice, Suppression
+from bridge.alerts.memory import Memory, Row, Tally, silence_row
 from bridge.alerts.parts import SECOND, Blind
 from bridge.alerts.settling import Unsettled, is_behind
 from bridge.alerts.sights import AlertSet, Sight
@@ -37,11 +36,7 @@ from bridge.alerts.state import State
 from bridge.alerts.suppression import View, suppressed
 from bridge.event import Event, rfc3339
 
-__all__ = ["GAP", "Alerting", "Current", "Part", "Row", "Tally", "Unsettled", "as_object", "silence_row"]
-
-Part: TypeAlias = Literal["track", "group", "silence", "blind"]
-Row: TypeAlias = tuple[str, str, str]
-"""Part, alert and key: what is stored of alerts is filed under it."""
+__all__ = ["GAP", "Alerting", "Current", "Row", "Tally", "Unsettled", "as_object", "silence_row"]
 
 AHEAD = 60 * SECOND  # ns an event may be ahead of the server's clock; a later one counts as of now
 AT_ONCE = 10_000  # states moved by one tick, some 0.2 s, a notification counting five times: events go on
@@ -59,23 +54,15 @@ class Current(NamedTuple):
     suppressed: str
 
 
-@dataclass(slots=True)
-class Tally:
-    """What metrics show; moved here, read by whoever owns the metrics."""
-
-    phases: Counter[tuple[str, Phase]]
-    flaps: Counter[str]
-    late: Counter[str]
-
-
 class Alerting:
     """*redact* is asked before anything of an event is kept; *overlap* in ns."""
 
     def __init__(self, redact: Callable[[Event], Event] = lambda event: event) -> None:
         self.redact = redact
         self.alerts = AlertSet(())
-        self.silences: dict[str, Silence] = {}
-        self.tally = Tally(Counter(), Counter(), Counter())
+        self._memory = memory = Memory()
+        self.tally = memory.tally
+        self.silences = memory.silences
         self.others: dict[str, dict[str, Track]] = {}
         """By alert and key: what other engines judge, as far as it inhibits alerts of this one."""
         self.now = 0
@@ -83,25 +70,23 @@ class Alerting:
         self.at_once = AT_ONCE
         self.has_more = False
         """Was more due than the last tick could do?"""
-        self.moves = 0
-        """Phases entered since the start, and left with what was forgotten."""
         self._overlap = 10 * SECOND
         self._upto = 0
-        self._tracks: dict[str, dict[str, Track]] = {}
-        self._groups: dict[str, dict[str, Group]] = {}
-        self._active: dict[str, set[str]] = {}
-        self._blind: dict[str, list[BlindSpot]] = {}
+        self._tracks, self._groups, self._active = memory.tracks, memory.groups, memory.active
+        self._blind, self._dirty = memory.blind, memory.dirty
         self._due: list[tuple[int, str, str]] = []
         self._flushes: list[tuple[int, str, str]] = []
         self._parked: list[tuple[str, str]] = []
         self._unsettled: Unsettled = {}
-        self._dirty: dict[Row, None] = {}
         self._swept = 0
         self._leaving: dict[str, Alert | None] = {}
         self._is_changed = False
         """Is the config another one since the last tick?"""
-        self._sources: dict[tuple[str, ...], tuple[str, ...]] = {}
-        """One tuple for all that have the same sources."""
+
+    @property
+    def moves(self) -> int:
+        """Phases entered since the start, and left with what was forgotten."""
+        return self._memory.moves
 
     # Config and store
 
@@ -112,15 +97,12 @@ class Alerting:
         self._leaving |= {name: self.alerts.by_name.get(name) for name in gone - set(self._leaving)}
         self.alerts = alerts
         for alert in alerts.alerts:
-            tracks = self._tracks.setdefault(alert.name, {})
-            self._groups.setdefault(alert.name, {})
-            self._active.setdefault(alert.name, set())
-            if any(type(track.core) is not type(new_track(alert).core) for track in tracks.values()):
-                self._drop(alert.name)
-            for key, track in self._tracks.setdefault(alert.name, {}).items():
+            kind, tracks = type(new_track(alert).core), self._tracks.get(alert.name, {})
+            if any(type(track.core) is not kind for track in tracks.values()):
+                self._memory.drop(alert.name)
+            self._memory.prepare(alert.name)
+            for key, track in self._tracks[alert.name].items():
                 self._schedule(alert, key, track)
-            self._groups.setdefault(alert.name, {})
-            self._active.setdefault(alert.name, set())
 
     def _leave(self) -> list[Notice]:
         """Alerts that are in no file any more: what was told as firing is told as resolved."""
@@ -131,7 +113,7 @@ class Alerting:
                 continue
             if alert is not None:
                 notices += self._ended(alert)
-            self._drop(name)
+            self._memory.drop(name)
         return notices
 
     def _ended(self, alert: Alert) -> list[Notice]:
@@ -167,8 +149,7 @@ class Alerting:
         """What is remembered of *key*, which another engine judges from now on."""
         track = self._tracks.get(name, {}).get(key)
         if track is not None:
-            self._active[name].discard(key)
-            self._forget(name, key)
+            self._memory.forget(name, key)
         return track
 
     def adopt(self, name: str, key: str, track: Track) -> None:
@@ -179,67 +160,24 @@ class Alerting:
             return
         if known is not None:
             self.give(name, key)
-        self._remember(name, key, track)
+        self._memory.remember(name, key, track)
         self._dirty["track", name, key] = None
         if track.phase == "firing":
             self._fire(alert, key, track, self.now, start=self.now)
         self._schedule(alert, key, track)
 
-    def _drop(self, name: str) -> None:
-        for key, track in self._tracks.pop(name, {}).items():
-            self._dirty["track", name, key] = None
-            self.tally.phases[name, track.phase] -= 1
-            self.moves += 1
-        for key in self._groups.pop(name, {}):
-            self._dirty["group", name, key] = None
-        self._active.pop(name, None)
-
     def load(self, rows: Iterable[tuple[str, str, str, bytes]]) -> None:
         """What an earlier process stored, before `configure`: part, alert, key and JSON."""
-        for part, alert, key, state in rows:
-            match part:
-                case "track":
-                    track = _track.decode(state)
-                    self._remember(alert, key, track)
-                    self._upto = max(self._upto, track.clock)
-                case "group":
-                    group = _group.decode(state)
-                    group.scheduled = 0
-                    self._groups.setdefault(alert, {})[key] = group
-                    self._schedule_flush(alert, key, group)
-                case "silence":
-                    self.silences[key] = _silence.decode(state)
-                case "blind":
-                    self._blind[key] = _blind.decode(state)
-
-    def _remember(self, name: str, key: str, track: Track) -> None:
-        track.scheduled = 0
-        track.sources = self._sources.setdefault(track.sources, track.sources)
-        self._tracks.setdefault(name, {})[key] = track
-        self.tally.phases[name, track.phase] += 1
-        if track.phase != "inactive":
-            self._active.setdefault(name, set()).add(key)
+        self._memory.load(rows)
+        clocks = (track.clock for tracks in self._tracks.values() for track in tracks.values())
+        self._upto = max(self._upto, max(clocks, default=0))
+        for name, found in self._groups.items():
+            for key, group in found.items():
+                self._schedule_flush(name, key, group)
 
     def rows(self) -> dict[Row, bytes | None]:
         """What has changed since the last call: JSON, or None for what is to be forgotten."""
-        found: dict[Row, bytes | None] = {}
-        for row in self._dirty:
-            state = self._state(row)
-            found[row] = None if state is None else msgspec.json.encode(state)
-        self._dirty.clear()
-        return found
-
-    def _state(self, row: Row) -> object:
-        part, alert, key = row
-        match part:
-            case "track":
-                return self._tracks.get(alert, {}).get(key)
-            case "group":
-                return self._groups.get(alert, {}).get(key)
-            case "silence":
-                return self.silences.get(key)
-            case _:
-                return self._blind.get(key)
+        return self._memory.rows()
 
     # Events
 
@@ -260,8 +198,7 @@ class Alerting:
                 track = tracks[key] = new_track(alert)
                 self.tally.phases[alert.name, "inactive"] += 1
             if source not in track.sources:
-                sources = (*track.sources, source)
-                track.sources = self._sources.setdefault(sources, sources)
+                track.sources = self._memory.shared((*track.sources, source))
             is_sane = seen.time <= now + AHEAD
             if not observe(track, seen if is_sane else msgspec.structs.replace(seen, time=now)):
                 self.tally.late[alert.name] += 1
@@ -346,7 +283,7 @@ class Alerting:
             self._dirty["track", name, key] = None
             self._apply(alert, key, track, changes)
         if track.is_gone and is_idle(alert, track, due):
-            self._forget(name, key)
+            self._memory.forget(name, key)
         else:
             self._schedule(alert, key, track, after=due)
 
@@ -365,11 +302,6 @@ class Alerting:
             track.scheduled = due
             heapq.heappush(self._due, (due, alert.name, key))
 
-    def _forget(self, name: str, key: str) -> None:
-        track = self._tracks[name].pop(key)
-        self.tally.phases[name, track.phase] -= 1
-        self._dirty["track", name, key] = None
-
     def _sweep(self) -> None:
         self._swept = self.now
         for alert in self.alerts.alerts:
@@ -380,7 +312,7 @@ class Alerting:
                     if is_idle(alert, each, self._upto) and not self._is_blocked(alert, key, each)
                 ]
                 for key in idle:
-                    self._forget(alert.name, key)
+                    self._memory.forget(alert.name, key)
         for each in [each for each in self.silences.values() if each.ends + KEEP < self.now / SECOND]:
             del self.silences[each.id]
             self._dirty["silence", "", each.id] = None
@@ -391,7 +323,7 @@ class Alerting:
         for change in changes:
             self.tally.phases[alert.name, change.was] -= 1
             self.tally.phases[alert.name, change.phase] += 1
-            self.moves += 1
+            self._memory.moves += 1
             self._count(alert, change)
             known = change.at + self._overlap
             if change.phase == "firing":
@@ -504,14 +436,3 @@ class Alerting:
 def as_object(each: Current) -> dict[str, object]:
     """*each* as `/api/alerts` and `alerts list --json` show it."""
     return {**each._asdict(), "since": rfc3339(each.since), "labels": dict(each.labels)}
-
-
-def silence_row(silence: Silence) -> dict[Row, bytes]:
-    """What is stored of *silence*."""
-    return {("silence", "", silence.id): msgspec.json.encode(silence)}
-
-
-_track = msgspec.json.Decoder(Track)
-_group = msgspec.json.Decoder(Group)
-_silence = msgspec.json.Decoder(Silence)
-_blind = msgspec.json.Decoder(list[BlindSpot])
