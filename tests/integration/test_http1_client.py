@@ -17,7 +17,7 @@ from anyio.streams.tls import TLSListener
 
 from bridge.errors import AnswerError
 from bridge.sinks.http1 import Response
-from bridge.sinks.http1_client import Address, Client, Resolver, Route, race, through
+from bridge.sinks.http1.client import Address, Client, Resolver, Route, race, through
 from tests.servers import HOST, certificates
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from bridge.event import nanoseconds
 from bridge.sinks.alertmanager import AlertmanagerConfig
-from bridge.sinks.alertmanager_state import (
+from bridge.sinks.alertmanager.state import (
     AHEAD,
     KEPT,
     SECOND,

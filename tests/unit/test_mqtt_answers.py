@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.delivery import Delivered, Outcome, Rejected
-from bridge.sinks.mqtt_answers import disconnected, published, refused, too_large, unreachable
-from bridge.sinks.mqtt_client import acknowledgement, masked
+from bridge.sinks.mqtt.answers import disconnected, published, refused, too_large, unreachable
+from bridge.sinks.mqtt.client import acknowledgement, masked
 
 
 def named(outcome: Outcome) -> str:

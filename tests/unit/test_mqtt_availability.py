@@ -13,8 +13,8 @@ from bridge import decode
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.sinks.mqtt import MqttConfig, composer
-from bridge.sinks.mqtt_formats import Compose, HomeAssistant
-from bridge.sinks.mqtt_message import Message
+from bridge.sinks.mqtt.formats import Compose, HomeAssistant
+from bridge.sinks.mqtt.message import Message
 from tests.notifications import member, notification
 from tests.recordings import documents, json_bytes
 

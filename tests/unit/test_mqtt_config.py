@@ -14,10 +14,10 @@ from bridge import decode
 from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.sinks.mqtt import MqttConfig, composer, status_topic
-from bridge.sinks.mqtt_address import Address, parse
-from bridge.sinks.mqtt_connection import reconnect_wait
-from bridge.sinks.mqtt_formats import HomeAssistant
-from bridge.sinks.mqtt_message import Message, properties, topic_name, variable_length
+from bridge.sinks.mqtt.address import Address, parse
+from bridge.sinks.mqtt.connection import reconnect_wait
+from bridge.sinks.mqtt.formats import HomeAssistant
+from bridge.sinks.mqtt.message import Message, properties, topic_name, variable_length
 from tests.mqtt_peer import user_properties
 
 EVENT = (

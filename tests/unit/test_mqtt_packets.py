@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.sinks import mqtt_packets as packets
-from bridge.sinks.mqtt_message import Message, properties, variable_length
-from bridge.sinks.mqtt_packets import Packet, Reader
+from bridge.sinks.mqtt import packets
+from bridge.sinks.mqtt.message import Message, properties, variable_length
+from bridge.sinks.mqtt.packets import Packet, Reader
 
 kinds = st.integers(1, 15)
 sent = st.lists(st.builds(Packet, kinds, st.integers(0, 15), st.binary(max_size=300)), max_size=6)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bridge.sinks.overdue import Overdue
+from bridge.sinks.mqtt.overdue import Overdue
 
 pytestmark = pytest.mark.anyio
 SHORT, LONG = 0.02, 60.0  # seconds

@@ -13,7 +13,7 @@ from bridge.delivery import Delivered, Delivery, Pause, Rejected, RetryLater
 from bridge.event import Event
 from bridge.sinks.slack import LINE, LONGEST, SlackConfig, digest, shortened
 from bridge.sinks.slack import _Message as Message
-from bridge.sinks.slack_answers import AUTH, KNOWN, LIMITED, MESSAGE, SERVER, SINK, judged
+from bridge.sinks.slack.answers import AUTH, KNOWN, LIMITED, MESSAGE, SERVER, SINK, judged
 
 HOOK = "https://hooks.slack.com/services/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"
 TOKEN = "xoxb-17653672481-19874698323-pdFZKVeTuE8sk7oOcHrzqqgy"

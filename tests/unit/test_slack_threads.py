@@ -17,7 +17,7 @@ from bridge.errors import OutboxError
 from bridge.receiver import Received, Receiver, Reply, receive
 from bridge.sinks.memory import Fleeting, Memory
 from bridge.sinks.slack import BURST, Slack, SlackConfig, open_slack
-from bridge.sinks.slack_answers import document, judged
+from bridge.sinks.slack.answers import document, judged
 from tests.notifications import member, notification
 
 pytestmark = [pytest.mark.anyio]

@@ -17,10 +17,11 @@ from bridge.commands.send_test import delivery
 from bridge.delivery import Delivered, Failure
 from bridge.doctor import Finding, listing
 from bridge.errors import StartError
-from bridge.sinks import guard, mqtt_address
+from bridge.sinks import guard
 from bridge.sinks.alertmanager import AlertmanagerConfig
 from bridge.sinks.http import Answer, literal, post, target
 from bridge.sinks.mqtt import MqttConfig, open_mqtt
+from bridge.sinks.mqtt import address as mqtt_address
 from bridge.sinks.registry import SinkConfig
 from bridge.sinks.slack import API, SlackConfig
 from bridge.sinks.webhook import WebhookConfig

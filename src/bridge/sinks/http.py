@@ -20,7 +20,7 @@ from bridge.delivery import RESPONSE_LIMIT, Failure, Outcome, Pause, RetryLater
 from bridge.errors import AnswerError
 from bridge.retry import http_outcome
 from bridge.sinks.guard import Policy, blocked, openable
-from bridge.sinks.http1_client import BlockedError, Client, ProxyError, Resolver, Route, system, through
+from bridge.sinks.http1.client import BlockedError, Client, ProxyError, Resolver, Route, system, through
 
 USER_AGENT = f"bridge/{version('tts-event-bridge')}"
 CONNECT = 10.0  # seconds for name, connection and TLS, inside the attempt's timeout

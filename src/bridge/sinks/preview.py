@@ -11,7 +11,7 @@ from bridge.delivery import Delivery
 from bridge.errors import RenderError
 from bridge.render import Template, slack_escape
 from bridge.sinks.alertmanager import AlertmanagerConfig
-from bridge.sinks.alertmanager_state import notified, posted, posted_once
+from bridge.sinks.alertmanager.state import notified, posted, posted_once
 from bridge.sinks.mqtt import MqttConfig, composer, status_topic
 from bridge.sinks.registry import SinkConfig
 from bridge.sinks.slack import SlackConfig

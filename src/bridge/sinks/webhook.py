@@ -1,6 +1,6 @@
 """The webhook sink: one signed POST a delivery, or a batch of them (Standard Webhooks 1.0).
 
-The client is our own, on httptools (`http1_client`). CPU seconds for 10,000 requests of 1.35 kB at 8 and at
+The client is our own, on httptools (`http1`). CPU seconds for 10,000 requests of 1.35 kB at 8 and at
 64 in flight, uvloop, one run, interleaved: own 0.28 and 0.27, aiohttp 0.62 and 0.61; httpx made 150 requests
 a second where aiohttp made 5,000 (its pool is quadratic).
 """

@@ -1,6 +1,6 @@
 """One connection to a broker: its packets, driven by the event loop.
 
-The packets are our own (`mqtt_packets`). The client alone, QoS 1 publishes of 1.35 kB at a window of 100,
+The packets are our own (`packets`). The client alone, QoS 1 publishes of 1.35 kB at a window of 100,
 mosquitto 2.0.11 on loopback, 2 cores, medians of 3 in one run: paho in its own thread 16,000 a second at
 0.65 CPU s for 10,000, paho's socket on the event loop 31,000 at 0.30, own packets 92,000 at 0.05;
 tests/bench/bench_mqtt.py has the whole sink.
@@ -20,11 +20,10 @@ import anyio
 import anyio.to_thread
 
 from bridge.delivery import Failure, Outcome, Rejected, RetryLater
-from bridge.sinks import mqtt_answers as answers
-from bridge.sinks import mqtt_packets as packets
-from bridge.sinks.mqtt_answers import Trouble
-from bridge.sinks.mqtt_client import READ, Opened, Opening, Settings
-from bridge.sinks.mqtt_message import Message
+from bridge.sinks.mqtt import answers, packets
+from bridge.sinks.mqtt.answers import Trouble
+from bridge.sinks.mqtt.client import READ, Opened, Opening, Settings
+from bridge.sinks.mqtt.message import Message
 
 KEEPALIVE = 30  # seconds without traffic after which the broker is asked whether it is there
 TICK = 1.0  # seconds between looks at the keep alive

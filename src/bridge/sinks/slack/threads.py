@@ -17,7 +17,7 @@ import structlog
 from bridge.delivery import Delivered, Delivery, Outcome
 from bridge.errors import OutboxError
 from bridge.sinks.memory import Memory
-from bridge.sinks.slack_answers import AUTH, LIMITED, SERVER
+from bridge.sinks.slack.answers import AUTH, LIMITED, SERVER
 
 log = structlog.get_logger()
 

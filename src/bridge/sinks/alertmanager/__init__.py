@@ -24,7 +24,7 @@ from bridge.errors import OutboxError
 from bridge.fields import Duration, Section
 from bridge.retry import http_outcome, retry_after
 from bridge.sinks import guard
-from bridge.sinks.alertmanager_state import (
+from bridge.sinks.alertmanager.state import (
     SECOND,
     Told,
     is_over,

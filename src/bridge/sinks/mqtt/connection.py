@@ -10,10 +10,10 @@ import anyio
 import structlog
 
 from bridge.delivery import Delivered, Failure, Outcome, Pause, RetryLater
-from bridge.sinks.mqtt_answers import Trouble
-from bridge.sinks.mqtt_client import Settings
-from bridge.sinks.mqtt_link import Answer, Link, connect
-from bridge.sinks.mqtt_message import Message
+from bridge.sinks.mqtt.answers import Trouble
+from bridge.sinks.mqtt.client import Settings
+from bridge.sinks.mqtt.link import Answer, Link, connect
+from bridge.sinks.mqtt.message import Message
 
 log = structlog.get_logger()
 

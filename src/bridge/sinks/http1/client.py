@@ -19,7 +19,7 @@ import anyio
 
 from bridge.errors import AnswerError
 from bridge.sinks.http1 import Origin, Response, connect_request, request, request_line, target_of
-from bridge.sinks.http1_connection import Connection, Tunnelling
+from bridge.sinks.http1.connection import Connection, Tunnelling
 
 STAGGER = 0.25  # seconds an address has before the next is tried beside it (RFC 8305 §8)
 REMEMBERED = 10.0  # seconds the addresses of a name are used again

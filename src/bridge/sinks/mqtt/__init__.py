@@ -24,14 +24,14 @@ from bridge.render import Template
 from bridge.render.filters import topic_level
 from bridge.render.formats import Encoder
 from bridge.render.home_assistant import Site
-from bridge.sinks import mqtt_address, mqtt_formats
-from bridge.sinks.mqtt_availability import OFFLINE, ONLINE, availability, beside
-from bridge.sinks.mqtt_client import Settings
-from bridge.sinks.mqtt_connection import Connection
-from bridge.sinks.mqtt_formats import Availability, Compose, Envelope, HomeAssistant
-from bridge.sinks.mqtt_link import Link
-from bridge.sinks.mqtt_message import LIMIT, Message, properties, topic_name
-from bridge.sinks.overdue import Overdue
+from bridge.sinks.mqtt import address, formats
+from bridge.sinks.mqtt.availability import OFFLINE, ONLINE, availability, beside
+from bridge.sinks.mqtt.client import Settings
+from bridge.sinks.mqtt.connection import Connection
+from bridge.sinks.mqtt.formats import Availability, Compose, Envelope, HomeAssistant
+from bridge.sinks.mqtt.link import Link
+from bridge.sinks.mqtt.message import LIMIT, Message, properties, topic_name
+from bridge.sinks.mqtt.overdue import Overdue
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
 
@@ -45,7 +45,7 @@ OWN_TOPICS = frozenset({"tts-v3"})
 
 
 def _broker_url(url: str) -> str:
-    mqtt_address.parse(url)
+    address.parse(url)
     return url
 
 
@@ -127,7 +127,7 @@ class MqttConfig(Section):
             raise ValueError("password needs a username")
         if self.message_expiry is not None and self.protocol != 5:
             raise ValueError("message_expiry needs protocol: 5")
-        if self.tls != TlsConfig() and not mqtt_address.parse(self.url).is_secured:
+        if self.tls != TlsConfig() and not address.parse(self.url).is_secured:
             raise ValueError("tls needs an mqtts or wss URL")
         self._check_format()
         return self
@@ -154,7 +154,7 @@ class MqttConfig(Section):
 def status_topic(text: str, sink: str) -> str:
     """*sink*'s status topic; raises RenderError, or ValueError if *text* asks for more than the sink."""
     ids = (Identifiers(application_ids=ApplicationIds(NOBODY)),)
-    nothing = Delivery(0, NOBODY, Event("", "", 0, "", ids, b"{}"), NOBODY, NOBODY, sink, 1, 0.0)
+    nothing = Delivery(0, NOBODY, Event(NOBODY, "", 0, "", ids, b"{}"), NOBODY, NOBODY, sink, 1, 0.0)
     topic = topic_name(Template(text, topic_level).render(nothing))
     if NOBODY in topic:
         raise ValueError("a status topic knows only sink")
@@ -181,15 +181,15 @@ def _composer(
     also: Availability | None,
 ) -> Compose:
     if config.format == "tts-v3":
-        return mqtt_formats.tts_v3(config.tenant, envelope)
+        return formats.tts_v3(config.tenant, envelope)
     if config.format == "home-assistant":
         text = config.topic if "topic" in config.model_fields_set else HOME_TOPIC
         site = Site(config.discovery_prefix, status, version("tts-event-bridge"))
         return HomeAssistant(Template(text, topic_level, labels=None), site, envelope, also)
     template = Template(config.topic, topic_level, labels=None)
     if config.cloudevents == "binary":
-        return mqtt_formats.binary_cloudevents(template, config.encoder(hosts), envelope)
-    return mqtt_formats.encoded(template, config.encoder(hosts), envelope)
+        return formats.binary_cloudevents(template, config.encoder(hosts), envelope)
+    return formats.encoded(template, config.encoder(hosts), envelope)
 
 
 class Mqtt:
@@ -271,11 +271,11 @@ def settings(
     name: str, config: MqttConfig, suffix: str, will: Message | None, births: Births | None
 ) -> Settings:
     """How to connect; raises StartError for a certificate that cannot be used."""
-    address = mqtt_address.parse(config.url)
+    to = address.parse(config.url)
     client_id = config.client_id or f"bridge-{socket.gethostname()}-{name}"
     return Settings(
-        address=address,
-        tls=context(config.tls) if address.is_secured else None,
+        address=to,
+        tls=context(config.tls) if to.is_secured else None,
         protocol=config.protocol,
         client_id=f"{client_id}-{suffix}" if suffix else client_id,
         username=config.username,

@@ -11,7 +11,7 @@ from bridge.delivery import Delivery
 from bridge.render import Template, home_assistant
 from bridge.render import tts_v3 as tts
 from bridge.render.formats import JSON, Encoder, cloudevent_attributes
-from bridge.sinks.mqtt_message import Message, properties, topic_name
+from bridge.sinks.mqtt.message import Message, properties, topic_name
 
 REMEMBERED = 20_000  # discovery messages and states, to send again when Home Assistant starts; some 15 MB
 
@@ -21,7 +21,7 @@ Compose: TypeAlias = Callable[[Delivery], Sequence[Message]]
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Of devices and gateways (`mqtt_availability`)."""
+    """Of devices and gateways (`availability`)."""
 
     told: Callable[[Delivery], Sequence[Message]]
     """What a notification says of it; nothing for other events."""

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
-from bridge.sinks.mqtt_address import Address
-from bridge.sinks.mqtt_message import Message
-from bridge.sinks.mqtt_packets import acknowledgement
+from bridge.sinks.mqtt.address import Address
+from bridge.sinks.mqtt.message import Message
+from bridge.sinks.mqtt.packets import acknowledgement
 
 __all__ = ["Buffered", "Opened", "Opening", "Settings", "acknowledgement", "masked", "opened"]
 

@@ -2,7 +2,7 @@
 
 Slack takes about one message a second for a channel. What comes faster than `rate_limit` is folded into a
 digest: one message that says how many there were and which. By the Web API alerts have threads
-(`slack_threads`); an incoming webhook knows none.
+(`threads`); an incoming webhook knows none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from bridge.sinks.http import Answer, HttpUrl, SecretUrl, Target, post, target
 from bridge.sinks.memory import Fleeting, Memory
 from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
-from bridge.sinks.slack_answers import document, judged, word
-from bridge.sinks.slack_threads import Said, Threads
+from bridge.sinks.slack.answers import document, judged, word
+from bridge.sinks.slack.threads import Said, Threads
 from bridge.tls import TlsConfig, context
 
 API = "https://slack.com/api"

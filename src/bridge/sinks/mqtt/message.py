@@ -1,7 +1,7 @@
 """What is published: topic, payload, properties.  No I/O, no clock in this file.
 
 Properties are packed here and not by paho, whose `Properties` cost half of the whole publish (measured in
-`mqtt_link`).
+`link`).
 """
 
 from __future__ import annotations

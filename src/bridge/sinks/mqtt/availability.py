@@ -16,8 +16,8 @@ from bridge.event import Entity, Identifiers, Kind
 from bridge.own import identifier
 from bridge.render import Template
 from bridge.render.formats import members, notified
-from bridge.sinks.mqtt_formats import Availability, Compose, Envelope
-from bridge.sinks.mqtt_message import Message, properties, topic_name
+from bridge.sinks.mqtt.formats import Availability, Compose, Envelope
+from bridge.sinks.mqtt.message import Message, properties, topic_name
 
 ONLINE, OFFLINE = b"online", b"offline"
 KINDS = ("state", "absent")
