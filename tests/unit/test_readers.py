@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.alerts.groups import Group, Member
+from bridge.alerts.judging import slim
 from bridge.alerts.partition import PARTITIONS, Beat, Item, Recent, Seen, packed, partition, unpacked
 from bridge.alerts.parts import SECOND, Observation
 from bridge.alerts.readers import Readers
@@ -137,6 +140,28 @@ def test_what_is_packed_comes_out_in_order_and_the_beat_last(items: list[Item], 
     assert all(each.beat is None for each in found[:-1])
     assert all(len(body) < 700 or len(each.items) < 2 for body, each in zip(bodies, found, strict=True))
     assert bool(bodies) == bool(items or beat)
+
+
+def test_an_item_that_is_too_large_goes_without_the_data_of_its_event() -> None:
+    """Each alert's by itself, under an id of its own; what is too large even so is left out."""
+    large = Observation(1, "u1", data=msgspec.Raw(b'"%s"' % (b"x" * 5000)))
+    sights = (Seen("each", "a/b", large), Seen("grouped", "a/b", large), Seen("each", "k" * 5000, large))
+    both = [item(0, 5), Item("eu1", "u1", 1, sights)]
+    found = [unpacked(each) for each in packed("a", both, None, largest=500)]
+    items = [item for each in found for item in each.items]
+    assert [each.id for each in items] == ["u0", "u1/0", "u1/1"]
+    assert [bytes(each.sights[0].what.data) for each in items[1:]] == [b"null", b"null"]
+    assert [each.sights[0].alert for each in items[1:]] == ["each", "grouped"]
+
+
+def test_the_row_of_a_huge_group_is_kept_without_its_events() -> None:
+    """Who is in it and who was told stays; a usual one is kept as it is."""
+    member = Member(5, told=True, causes=[msgspec.Raw(b'"%s"' % (b"x" * 1000))])
+    small, huge = (Group(5, {str(n): member for n in range(count)}, number=2) for count in (3, 1000))
+    kept = msgspec.json.decode(slim(msgspec.json.encode(huge)), type=Group)
+    assert slim(msgspec.json.encode(small)) == msgspec.json.encode(small)
+    assert kept.number == 2
+    assert kept.members == {str(n): Member(5, told=True) for n in range(1000)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc"))))

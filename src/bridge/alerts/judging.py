@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from bridge.alerts.engine import Alerting, Row
-from bridge.alerts.groups import Notice
+from bridge.alerts.groups import Group, Notice
 from bridge.alerts.partition import Item, Message, Moved, Recent, Seen, partition, unpacked
 from bridge.alerts.parts import SECOND
 from bridge.alerts.readers import PartOf, Readers
@@ -23,6 +23,7 @@ REPEATS = (
     120 * SECOND
 )  # ns for which the ids of events are remembered: a dead reader's last batch comes again
 AT_ONCE = 1000  # states moved before they are stored
+LARGEST_GROUP = 1 << 19  # bytes of JSON, several times less when compressed
 MOVED = 20  # tracks in one item
 
 
@@ -151,7 +152,21 @@ class Judge:
 
     def _note(self) -> None:
         """Silences are not a partition's: who shares them lets them go."""
-        self.rows |= {row: state for row, state in self.alerting.rows().items() if row[0] != "silence"}
+        self.rows |= {
+            row: slim(state) if row[0] == "group" and state is not None else state
+            for row, state in self.alerting.rows().items()
+            if row[0] != "silence"
+        }
+
+
+def slim(group: bytes) -> bytes:
+    """The row of a *group*, without the events of its members where it would be no message otherwise."""
+    if len(group) <= LARGEST_GROUP:
+        return group
+    found = msgspec.json.decode(group, type=Group)
+    for member in found.members.values():
+        member.causes, member.data = [], msgspec.Raw(b"null")
+    return msgspec.json.encode(found)
 
 
 def _read(body: bytes) -> Message | None:

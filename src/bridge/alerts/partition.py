@@ -20,7 +20,7 @@ from bridge.alerts.parts import Observation
 from bridge.event import Entity
 
 PARTITIONS = 12  # evenly shared by 2, 3, 4, 6 or 12 replicas
-LARGEST = 1 << 16  # bytes of a message, unless one event alone needs more
+LARGEST = 1 << 16  # bytes of a message: half of what a server has to take
 
 
 def partition(alert: Alert, key: str) -> int:
@@ -84,15 +84,39 @@ def packed(by: str, items: Iterable[Item], beat: Beat | None, largest: int = LAR
     """As few messages as *largest* bytes allow, in order, the beat with the last; none for nothing."""
     packs: list[list[Item]] = [[]]
     size = 0
-    for item in items:
-        size += len(_encoder.encode(item))
+    for item, length in (found for each in items for found in _bounded(each, largest)):
+        size += length
         if size > largest and packs[-1]:
             packs.append([])
-            size = len(_encoder.encode(item))
+            size = length
         packs[-1].append(item)
     last = len(packs) - 1
     found = [Message(by, tuple(pack), beat if at == last else None) for at, pack in enumerate(packs)]
     return [_encoder.encode(each) for each in found if each.items or each.beat]
+
+
+def _bounded(item: Item, largest: int) -> Iterable[tuple[Item, int]]:
+    """*item* and its size; of one that is too large each sight by itself, without the event's data.
+
+    A sight that is too large even so is no message: its key alone would be.
+    """
+    length = len(_encoder.encode(item))
+    if length <= largest or not item.sights:
+        return [(item, length)]
+    slim = [
+        Seen(alert, key, _without_data(what))
+        for alert, key, what in map(msgspec.structs.astuple, item.sights)
+    ]
+    found = [
+        msgspec.structs.replace(item, id=f"{item.id}/{number}", sights=(each,), missed=None, moved=())
+        for number, each in enumerate(slim)
+    ]
+    sized = [(each, len(_encoder.encode(each))) for each in found]
+    return [(each, length) for each, length in sized if length <= largest]
+
+
+def _without_data(what: Observation) -> Observation:
+    return msgspec.structs.replace(what, data=msgspec.Raw(b"null"))
 
 
 def unpacked(body: bytes) -> Message:
