@@ -20,6 +20,7 @@ from bridge.outbox import Batch, DeadLetterFilter, SinkTotals
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.link import Watch, connected, unwatched
 from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream, open_reader
+from bridge.outbox.jetstream.pages import pages
 from bridge.outbox.jetstream.routing import Router
 from bridge.outbox.jetstream.shelf import HELD_LATER
 from bridge.outbox.verify import verify
@@ -538,3 +539,17 @@ async def test_totals_of_a_replica_that_is_gone_are_completed_by_another() -> No
                 await anyio.sleep(0.1)
         assert await verify(b) == []
         assert (b.sink_totals()["crm"].waiting, b.sink_totals()["crm"].delivered) == (0, 1)
+
+
+async def test_one_that_ended_in_order_is_not_looked_for_until_it_comes_back() -> None:
+    """Its page is closed, and counts; under the same name it goes on counting."""
+    stream = new_stream()
+    async with replica(stream, "b") as b:
+        for number in (1, 2):
+            async with replica(stream, "a") as a:
+                assert not (await pages(b._desk.shared))["a"].closed
+                await a.accept(batch(intake(f"u{number}", CRM)))
+            assert (await pages(b._desk.shared))["a"].closed
+            await b.replicas.beat()
+            assert b.sink_totals()["crm"].waiting == number
+            assert await verify(b) == []

@@ -49,7 +49,7 @@ def account(limits: str) -> str:
             "",
             "insufficient storage resources available; max_size has twice",
         ),
-        (account("{max_streams: 3}"), "", "maximum number of streams reached; .*bridge needs 7 streams"),
+        (account("{max_streams: 3}"), "", "maximum number of streams reached; .*bridge needs 8 streams"),
         (account("{max_consumers: 2}"), "", "the account may have 2 consumers a stream; bridge needs 32"),
         (account("{max_ack_pending: 100}"), "", "max_ack_pending is 100; bridge needs 10000"),
         (account("disabled"), "", "JetStream not enabled for account; check JetStream"),

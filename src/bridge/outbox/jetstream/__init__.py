@@ -1,6 +1,6 @@
 """The outbox on NATS JetStream: any number of replicas, one work queue a sink (DESIGN.md §6).
 
-Six streams and a key-value bucket (`wire.py` says what is on which subject):
+Six streams and two key-value buckets (`wire.py` says what is on which subject):
 
     events       limits retention, `Nats-Msg-Id` = unique_id: taken in, and what the rules want of it
     deliveries   a work queue, one subject a delivery, one consumer a sink, `Nats-Msg-Id` = delivery id
@@ -8,7 +8,8 @@ Six streams and a key-value bucket (`wire.py` says what is on which subject):
     attempts     the last 20 of each delivery
     dead         dead letters
     sights       what alerts see of events, and how far readers are; one subject a partition of the alerts
-    state        cursors, pauses, totals, alerts, memories of sinks, turns of `order: entity`, leases
+    state        cursors, alerts, memories of sinks, turns of `order: entity`
+    shared       who lives, totals, leases, pauses, silences
 
 What is promised otherwise than by the SQLite store:
 

@@ -33,6 +33,8 @@ class Page(msgspec.Struct, frozen=True, omit_defaults=True):
     sums: tuple[tuple[str, str, str, int], ...] = ()
     events: Ledger = Ledger()
     settled: Ledger = Ledger()
+    closed: bool = False
+    """It is gone for good: nothing of it comes any more, and nobody looks for it."""
 
     def counter(self) -> Counter[Total]:
         return Counter({(kind, name, what): value for kind, name, what, value in self.sums})

@@ -53,6 +53,9 @@ class Desk:
     link: Link
     subjects: Subjects
     bucket: Bucket
+    """What there is of each entity: to list something in it costs the server a look at all of it."""
+    shared: Bucket
+    """The little that all replicas look at all the time: each other, totals, leases, pauses, silences."""
     books: Books
     dedup_window: float
     trace_retention: float

@@ -71,8 +71,8 @@ class Handing:
         desk, key = self._desk, f"suspects.{sink_token(sink)}"
         if self._anew or not await is_consumer(desk.link, DELIVERIES, sink_consumer(sink)):
             last = (await desk.link.info(desk.stream(DELIVERIES)))["state"]["last_seq"]
-            await desk.bucket.put(key, msgspec.json.encode(last))
-        entry = await desk.bucket.get(key)
+            await desk.shared.put(key, msgspec.json.encode(last))
+        entry = await desk.shared.get(key)
         return msgspec.json.decode(entry.value, type=int) if entry else 0
 
     async def _fill(self, shelf: Shelf, now: float, horizon: float, limit: int) -> bool:

@@ -67,7 +67,7 @@ class Leasing:
                     log.info("lease given back", lease=name)
 
     async def _look(self, name: str) -> Entry | None:
-        found = await self._desk.bucket.get(self._key(name))
+        found = await self._desk.shared.get(self._key(name))
         entry = None
         if found is not None:
             entry = Entry(msgspec.json.decode(found.value, type=Lease).holder, found.revision)
@@ -78,7 +78,7 @@ class Leasing:
         return f"leases.{token(name)}"
 
     async def _put(self, name: str, holder: str, expect: int) -> int | None:
-        return await self._desk.bucket.put(self._key(name), msgspec.json.encode(Lease(name, holder)), expect)
+        return await self._desk.shared.put(self._key(name), msgspec.json.encode(Lease(name, holder)), expect)
 
     async def fence(self, name: str) -> bool:
         """Is it ours at this moment, by the bucket and not by our clock? Renews it; raises OutboxError."""

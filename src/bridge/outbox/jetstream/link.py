@@ -33,6 +33,8 @@ log = structlog.get_logger()
 ANSWER_WITHIN = 5.0  # seconds for one answer of the server
 CONNECT_WITHIN = 5.0  # seconds for the first connection
 PING_EVERY = 5  # seconds between pings: two that are not answered end the connection
+COPY_BEHIND = 40  # looks, LOOK_AGAIN apart, until a copy that is behind is believed to be up to date
+LOOK_AGAIN = 0.05  # seconds
 RECONNECT_EVERY = 0.25  # seconds between tries
 OLDEST = (2, 9)  # JetStream's direct get and compare-and-set on a subject came with it
 WRONG_LAST = 10071  # err_code: the subject's last message is not the expected one
@@ -315,7 +317,10 @@ class Link:
     async def scan(
         self, stream: str, start: int, *, subject: str | None = None, page: int = 256
     ) -> AsyncIterator[Stored]:
-        """Headers of the messages from sequence number *start* on, up to the last one there is now."""
+        """Headers of the messages from sequence number *start* on, up to the last one there is now.
+
+        It may be one copy of several that reads, and a little behind: then it is waited for.
+        """
         state = (await self.info(stream))["state"]
         if not state["messages"] or start > state["last_seq"]:
             return
@@ -332,14 +337,21 @@ class Link:
         if subject is not None:
             config["filter_subject"] = subject
         made = await self.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-        pull = Pull(self, stream, made["name"])
+        pull, last, count = Pull(self, stream, made["name"]), 0, 0
+        patience = COPY_BEHIND if self.address.replicas > 1 else 0
         try:
             while True:
                 got = await pull.fetch(page)
                 for each in got:
-                    yield Stored(each.subject, each.metadata.sequence.stream, each.headers or {}, b"")
-                if len(got) < page:
+                    count, last = count + 1, each.metadata.sequence.stream
+                    if each.metadata.sequence.consumer != count:
+                        raise OutboxError(f"{self.address.shown}: {stream}: messages were lost on the way")
+                    yield Stored(each.subject, last, each.headers or {}, b"")
+                if len(got) < page and (last >= state["last_seq"] or not patience):
                     return
+                if not got:
+                    patience -= 1
+                    await asyncio.sleep(LOOK_AGAIN)
         finally:
             await pull.close()
             await self.api(f"CONSUMER.DELETE.{stream}.{made['name']}")

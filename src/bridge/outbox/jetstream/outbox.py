@@ -40,12 +40,12 @@ from bridge.outbox.jetstream.importing import take_in
 from bridge.outbox.jetstream.judged import Judged, stored_rows
 from bridge.outbox.jetstream.leasing import Leasing
 from bridge.outbox.jetstream.letters import Letters
-from bridge.outbox.jetstream.link import Watch, connected, unwatched
+from bridge.outbox.jetstream.link import Link, Watch, connected, unwatched
 from bridge.outbox.jetstream.questions import Questions
 from bridge.outbox.jetstream.replicas import Replicas, own_name
 from bridge.outbox.jetstream.routing import Intakes, Router
 from bridge.outbox.jetstream.sights import SightLog, publish
-from bridge.outbox.jetstream.streams import EVENTS, Windows, prepared
+from bridge.outbox.jetstream.streams import EVENTS, SHARED, STATE, Windows, prepared
 from bridge.outbox.jetstream.upkeep import Upkeep
 from bridge.outbox.jetstream.wire import Subjects, sink_of, sink_token, token
 from bridge.outbox.queue import Imported, Queue, Shown
@@ -160,7 +160,7 @@ class JetStreamOutbox:
 
     async def _watch_pauses(self) -> None:
         desk = self._desk
-        changes = await desk.link.client.subscribe(f"$KV.{desk.subjects.stream('state')}.pauses.*")
+        changes = await desk.link.client.subscribe(f"$KV.{desk.subjects.stream(SHARED)}.pauses.*")
         async for message in changes.messages:
             if message.data:
                 found = msgspec.json.decode(message.data, type=pauses.Paused)
@@ -280,8 +280,8 @@ class JetStreamOutbox:
         return self._handing.holds(delivery)
 
     async def cursors(self, source: str) -> dict[str, int]:
-        found = await self.bucket.all(f"cursors.{token(source)}")
-        read = [msgspec.json.decode(entry.value, type=Cursor) for entry in found]
+        under = f"cursors.{token(source)}"
+        read = [msgspec.json.decode(each.value, type=Cursor) async for each in self.bucket.newest(under)]
         return {each.identifier: each.time_ns for each in read}
 
     async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
@@ -295,13 +295,14 @@ class JetStreamOutbox:
         key = ".".join(
             (under, names[0] if under == "alerts" else sink_token(names[0]), *map(token, names[1:]))
         )
+        bucket = self._desk.shared if under == "alerts" else self.bucket
         if value is None:
-            await self.bucket.forget(key)
+            await bucket.forget(key)
         else:
-            await self.bucket.put(key, msgspec.json.encode(Remembered(names, value.decode())))
+            await bucket.put(key, msgspec.json.encode(Remembered(names, value.decode())))
 
     async def alert_states(self, part: str | None = None) -> list[tuple[str, str, str, bytes]]:
-        entries = await self.bucket.all("alerts" if part is None else f"alerts.{part}")
+        entries = await self._desk.shared.all("alerts" if part is None else f"alerts.{part}")
         read = [msgspec.json.decode(entry.value, type=Remembered) for entry in entries]
         found = [(each.names[0], each.names[1], each.names[2], each.value.encode()) for each in read]
         if part != "silence":
@@ -343,22 +344,22 @@ class JetStreamOutbox:
         await together(self._remember_one("memory", (sink, key), value) for key, value in rows.items())
 
     async def pauses(self) -> dict[str, PauseState]:
-        return await pauses.pauses(self.bucket)
+        return await pauses.pauses(self._desk.shared)
 
     async def set_pause(self, sink: str, pause: PauseState | None, now: float) -> None:
         self._desk.check()
-        await pauses.set_pause(self.bucket, sink, pause, now)
+        await pauses.set_pause(self._desk.shared, sink, pause, now)
 
     async def may_probe(self, sink: str, pause: PauseState) -> bool:
         """False also where the pause is another one by now; it is learned here, if no message told it."""
-        current = (await self.pauses()).get(sink)
+        current = await pauses.pause_of(self._desk.shared, sink)
         if current != pause:
             self.paused(sink, current)
             return False
-        return await pauses.claim_probe(self.bucket, sink, pause, self.name, self.replicas.lives)
+        return await pauses.claim_probe(self._desk.shared, sink, pause, self.name, self.replicas.lives)
 
     async def paused_seconds(self, sink: str, now: float) -> float:
-        return await pauses.paused_seconds(self.bucket, sink, now)
+        return await pauses.paused_seconds(self._desk.shared, sink, now)
 
     def source_totals(self) -> Mapping[str, SourceTotals]:
         return self._desk.books.source_totals()
@@ -457,8 +458,8 @@ async def open_jetstream(
     async with connected(address, watch=watch) as link:
         await prepared(link, windows)
         subjects = Subjects(address.stream)
-        bucket, books = Bucket(link, f"{address.stream}-state"), Books(address.replica)
-        desk = Desk(link, subjects, bucket, books, dedup_window, trace_retention, dead_letter_retention)
+        books, buckets = Books(address.replica), buckets_of(link, subjects)
+        desk = Desk(link, subjects, *buckets, books, dedup_window, trace_retention, dead_letter_retention)
         outbox = JetStreamOutbox(desk, windows, overflow, boot=uuid.uuid4().hex)
         await outbox.begin()
         beside = asyncio.create_task(outbox.work())  # not in a group: an error of the caller stays as it is
@@ -470,6 +471,10 @@ async def open_jetstream(
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WITHIN):
                 await asyncio.wait([beside])
                 await outbox.close()
+
+
+def buckets_of(link: Link, subjects: Subjects) -> tuple[Bucket, Bucket]:
+    return Bucket(link, subjects.stream(STATE)), Bucket(link, subjects.stream(SHARED))
 
 
 def _told(work: asyncio.Task[None]) -> None:
@@ -488,6 +493,6 @@ async def open_reader(address: Address) -> AsyncIterator[JetStreamOutbox]:
             await link.info(subjects.stream(EVENTS))
         except OutboxError as error:
             raise StartError(f"there is no store yet: {error}") from None
-        bucket, books = Bucket(link, f"{address.stream}-state"), Books(address.replica)
-        desk = Desk(link, subjects, bucket, books, 0.0, 0.0, 0.0)
+        books, buckets = Books(address.replica), buckets_of(link, subjects)
+        desk = Desk(link, subjects, *buckets, books, 0.0, 0.0, 0.0)
         yield JetStreamOutbox(desk, Windows(0.0, None), "block", boot="")

@@ -36,7 +36,7 @@ async def since(
     link: Link, subjects: Subjects, known: Mapping[str, Page], only: str | None = None
 ) -> list[tuple[str, tuple[str, int], Counter[Total]]]:
     """Replica, stream and number, and moves of each message that no page has counted."""
-    wanted = [page for name, page in known.items() if only in (None, name)]
+    wanted = [page for name, page in known.items() if (only == name if only else not page.closed)]
     events = {name: Counting(page.events) for name, page in known.items()}
     settled = {name: Counting(page.settled) for name, page in known.items()}
     found: list[tuple[str, tuple[str, int], Counter[Total]]] = []

@@ -39,6 +39,11 @@ async def pauses(bucket: Bucket) -> dict[str, PauseState]:
     return {sink: state for sink, state in states.items() if state is not None}
 
 
+async def pause_of(bucket: Bucket, sink: str) -> PauseState | None:
+    entry = await bucket.get(key(sink))
+    return msgspec.json.decode(entry.value, type=Paused).state() if entry else None
+
+
 async def set_pause(bucket: Bucket, sink: str, pause: PauseState | None, now: float) -> None:
     def change(found: Paused | None) -> Paused | None:
         before = found or Paused(sink)

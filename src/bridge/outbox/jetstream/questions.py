@@ -135,7 +135,7 @@ class Questions:
     async def queues(self) -> list[Queue]:
         """Of every sink that ever got a delivery."""
         sums = sink_totals(await self._sums())
-        paused = await pauses(self._desk.bucket)
+        paused = await pauses(self._desk.shared)
         return [
             Queue(sink, each.waiting, each.dead, await self.oldest(sink), paused.get(sink))
             for sink, each in sorted(sums.items())
@@ -143,7 +143,7 @@ class Questions:
 
     async def show(self, identifier: str) -> list[Shown]:
         """What waits under the delivery id or unique_id *identifier*; everything is looked at."""
-        paused = await pauses(self._desk.bucket)
+        paused = await pauses(self._desk.shared)
         found: list[Shown] = []
         for each in await self.waiting(None, None, 0, sys.maxsize):
             if identifier in (each.id, each.unique_id):
@@ -253,7 +253,7 @@ class Questions:
         return Accounts(source_totals(sums), sink_totals(sums), waiting, dead)
 
     async def _sums(self) -> Counter[Total]:
-        known = await pages(self._desk.bucket)
+        known = await pages(self._desk.shared)
         beyond = await uncounted(self._desk.link, self._desk.subjects, known)
         return summed([*(page.counter() for page in known.values()), *beyond.values()])
 

@@ -16,6 +16,8 @@ from bridge.outbox.jetstream.pages import pages, since
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import EVENTS, SETTLED
 
+CLOSE_AFTER = 600.0  # seconds without a sign of life after which a replica is not waited for any more
+READ_AGAIN = 1000  # messages looked through for one that is gone, at most, that are looked through again
 COMMAND = "command-"  # what names of commands begin with
 
 
@@ -65,7 +67,7 @@ class Replicas:
     async def begin(self) -> None:
         """Take up what this name has left behind; afterwards all its messages are counted."""
         desk = self._desk
-        entry = await desk.bucket.get(f"totals.{desk.me}")
+        entry = await desk.shared.get(f"totals.{desk.me}")
         page = Page()
         if entry is not None:
             page = await self._completed(desk.me)
@@ -81,62 +83,52 @@ class Replicas:
         return Ledger(events), Ledger(settled)
 
     async def _completed(self, name: str) -> Page:
-        """The page of *name* with everything that came after it; *name* must write nothing meanwhile."""
-        desk = self._desk
-        ends = await self._ends()
-        known = await pages(desk.bucket)
-        books = Books(name, known[name])
-        for _, _, moves in await since(desk.link, desk.subjects, {name: known[name]}, only=name):
-            for total, value in moves.items():
-                books.sums[total] += value
-        late = await self._ends()
-        done = (
-            max(ends[0].through, known[name].events.through),
-            max(ends[1].through, known[name].settled.through),
-        )
-        sums = tuple((*total, value) for total, value in sorted(books.sums.items()))
-        if late != ends:  # others go on meanwhile: what came of them is none of ours, but may be of *name*
-            return await self._completed_until(name, known[name])
-        return Page(sums, Ledger(done[0]), Ledger(done[1]))
+        """The page of *name* with everything that came after it.
 
-    async def _completed_until(self, name: str, page: Page) -> Page:
-        """The same where others go on: only what was found is claimed."""
-        desk = self._desk
-        books = Books(name, page)
+        Others go on meanwhile, and *name* may too, if it was only stopped: only what was there before this
+        began is claimed.
+        """
+        desk, ends = self._desk, await self._ends()
+        page = (await pages(desk.shared))[name]
+        sums = page.counter()
         for _, (kind, seq), moves in await since(desk.link, desk.subjects, {name: page}, only=name):
-            counting = books.events if kind == EVENTS else books.settled
-            counting.end(counting.begin(), seq)
-            for total, value in moves.items():
-                books.sums[total] += value
-        return books.page()
+            if seq <= (ends[0] if kind == EVENTS else ends[1]).through:
+                sums.update(moves)
+        return Page(
+            tuple((*total, value) for total, value in sorted(sums.items())),
+            Ledger(max(ends[0].through, page.events.through)),
+            Ledger(max(ends[1].through, page.settled.through)),
+        )
 
-    async def write_down(self) -> None:
+    async def write_down(self, *, closed: bool = False) -> None:
         desk = self._desk
-        await desk.bucket.put(f"totals.{desk.me}", msgspec.json.encode(desk.books.page()))
+        page = msgspec.structs.replace(desk.books.page(), closed=closed)
+        await desk.shared.put(f"totals.{desk.me}", msgspec.json.encode(page))
 
     async def beat(self, *, anyway: bool = False, admin: str = "") -> None:
         """A sign of life, and a look at the others."""
         desk, asked = self._desk, monotonic()
         key, value = f"replicas.{desk.me}", msgspec.json.encode(Presence(self._boot, admin))
-        revision = await desk.bucket.put(key, value, None if anyway else self._revision)
+        revision = await desk.shared.put(key, value, None if anyway else self._revision)
         if revision is None:
-            entry = await desk.bucket.get(key)
+            entry = await desk.shared.get(key)
             if entry and msgspec.json.decode(entry.value, type=Presence).boot != self._boot:
                 desk.replaced = True
                 desk.check()
-            revision = entry.revision if entry else await desk.bucket.put(key, value)
+            revision = entry.revision if entry else await desk.shared.put(key, value)
         self._revision, self.seen = revision, asked
-        entries = await desk.bucket.all("replicas")
+        entries = await desk.shared.all("replicas")
         own = next((entry for entry in entries if entry.key == key), None)
         now = unix(own.at) if own else 0.0
         lives = {self._name(each) for each in entries if self._lives(each, now)}
         self.alive = frozenset(each for each in lives if not each.startswith(COMMAND))
-        for each in await pages(desk.bucket):
-            if each not in lives and each != desk.me:
-                await self._adopt(each)
-        desk.books.others = {
-            name: page.counter() for name, page in (await pages(desk.bucket)).items() if name != desk.me
-        }
+        known = await pages(desk.shared)
+        gone = [name for name, page in known.items() if name not in {*lives, desk.me} and not page.closed]
+        recent = {self._name(each) for each in entries if unix(each.at) > now - CLOSE_AFTER}
+        for name in gone:
+            await self._adopt(name, close=name not in recent)
+        known = await pages(desk.shared) if gone else known
+        desk.books.others = {name: page.counter() for name, page in known.items() if name != desk.me}
 
     async def lives(self, name: str) -> bool:
         """By the last look, or else by one now: it may be new."""
@@ -150,18 +142,21 @@ class Replicas:
     def _lives(self, entry: Entry, now: float) -> bool:
         return unix(entry.at) > now - self._desk.link.address.lease
 
-    async def _adopt(self, name: str) -> None:
+    async def _adopt(self, name: str, *, close: bool) -> None:
         """Complete the page of one that is gone, so that its messages need not be looked at again."""
         desk = self._desk
-        entry = await desk.bucket.get(f"totals.{name}")
+        entry = await desk.shared.get(f"totals.{name}")
         if entry is None:
             return
         page = msgspec.json.decode(entry.value, type=Page)
-        completed = await self._completed(name)
-        if completed.sums != page.sums:
-            await desk.bucket.put(entry.key, msgspec.json.encode(completed), entry.revision)
+        completed = msgspec.structs.replace(await self._completed(name), closed=close)
+        read = (
+            completed.events.through - page.events.through + completed.settled.through - page.settled.through
+        )
+        if close or completed.sums != page.sums or read > READ_AGAIN:
+            await desk.shared.put(entry.key, msgspec.json.encode(completed), entry.revision)
 
     async def end(self) -> None:
         """Gone on purpose: nobody has to wait for this replica."""
-        await self.write_down()
-        await self._desk.bucket.forget(f"replicas.{self._desk.me}")
+        await self.write_down(closed=True)
+        await self._desk.shared.forget(f"replicas.{self._desk.me}")

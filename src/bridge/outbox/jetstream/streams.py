@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 EVENTS, DELIVERIES, SETTLED, ATTEMPTS, DEAD = "events", "deliveries", "settled", "attempts", "dead"
 SIGHTS = "sights"
+STATE, SHARED = "state", "shared"  # buckets
 ROUTER = "router"  # the consumer on the events
 KEPT = 20  # attempts, and decisions, kept of one delivery
 NANO = 1_000_000_000
@@ -113,17 +114,9 @@ def definitions(link: Link, windows: Windows, account: Account) -> dict[str, dic
         kind: common | shape | {"name": f"{prefix}-{kind}", "subjects": [f"{prefix}.{kind}.>"]}
         for kind, shape in kinds.items()
     }
-    bucket = f"KV_{prefix}-state"
-    made["state"] = (
-        common
-        | latest
-        | {
-            "name": bucket,
-            "subjects": [f"$KV.{prefix}-state.>"],
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
-        }
-    )
+    for bucket in (STATE, SHARED):
+        keys = {"name": f"KV_{prefix}-{bucket}", "subjects": [f"$KV.{prefix}-{bucket}.>"]}
+        made[bucket] = common | latest | keys | {"allow_rollup_hdrs": True, "deny_delete": True}
     return made
 
 
@@ -149,7 +142,7 @@ def _advice(error: ApiError, link: Link, windows: Windows) -> str:
     if error.code in FULL and windows.max_size is not None:
         size = f"{windows.reserved / (1 << 30):.3g} GiB for each of {link.address.replicas} copies"
         return f"max_size has twice its size reserved, {size}: lower it, or give JetStream more storage"
-    return "check JetStream, its limits (bridge needs 7 streams), and the rights of this user"
+    return "check JetStream, its limits (bridge needs 8 streams), and the rights of this user"
 
 
 async def _made(link: Link, config: dict[str, Any]) -> None:

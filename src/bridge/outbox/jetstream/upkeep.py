@@ -10,7 +10,7 @@ from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.shelf import monotonic
-from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS, SETTLED
+from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS, SETTLED, SHARED, STATE
 from bridge.outbox.jetstream.wire import ROUTE_BITS, Decision, Place, Taken, place_of, read
 
 COUNT_AGAIN = 5.0  # seconds after which bytes are counted anew: others store too
@@ -119,7 +119,7 @@ class Upkeep:
     async def bytes_used(self, kinds: tuple[str, ...] = KINDS) -> int:
         names = [self._desk.stream(kind) for kind in kinds]
         if kinds == KINDS:
-            names.append(f"KV_{self._desk.stream('state')}")
+            names += [f"KV_{self._desk.stream(bucket)}" for bucket in (STATE, SHARED)]
         infos = await together(map(self._desk.link.info, names))
         return sum(int(each["state"]["bytes"]) for each in infos)
 
