@@ -34,6 +34,7 @@ from bridge.outbox.jetstream import pauses
 from bridge.outbox.jetstream.address import Address
 from bridge.outbox.jetstream.books import Books
 from bridge.outbox.jetstream.bucket import Bucket
+from bridge.outbox.jetstream.cursors import Cursors
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.handing import Handing
 from bridge.outbox.jetstream.importing import take_in
@@ -49,7 +50,6 @@ from bridge.outbox.jetstream.streams import EVENTS, SHARED, STATE, Windows, prep
 from bridge.outbox.jetstream.upkeep import Upkeep
 from bridge.outbox.jetstream.wire import Subjects, sink_of, sink_token, token
 from bridge.outbox.queue import Imported, Queue, Shown
-from bridge.outbox.transactions import RECENT_IDS, storable
 from bridge.outbox.verify import Accounts
 
 log = structlog.get_logger()
@@ -59,13 +59,6 @@ LOOK_EVERY = 2.0  # seconds between two looks for what no wake-up has told: the 
 CLOSE_WITHIN = 5.0  # seconds to give back what is held
 NOTIFIED = "alerts"  # the source under which notifications are counted (ingest.py)
 ROW_BYTES = 1000  # what an event costs beside its bodies
-
-
-class Cursor(msgspec.Struct, frozen=True):
-    source: str
-    identifier: str
-    time_ns: int
-    recent: tuple[str, ...] = ()
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -88,6 +81,7 @@ class JetStreamOutbox:
         self._upkeep = Upkeep(desk, self._letters)
         self._questions = Questions(desk)
         self._handing = Handing(desk, anew=False)
+        self._cursors = Cursors(desk.bucket)
         self.boot = boot
         """Tells this process from others under its name."""
         self.replicas = Replicas(desk, boot)
@@ -193,7 +187,7 @@ class JetStreamOutbox:
         fresh = await self._intakes.take(heard) + fresh_told
         await self._routed()
         superseded = await self._supersede(batch)
-        await self._move_cursors(batch)
+        await self._cursors.move(batch)
         sinks = set[str]()
         for intake, new in zip(intakes, fresh, strict=True):
             if not (new and intake.matched):
@@ -242,31 +236,6 @@ class JetStreamOutbox:
                     dropped[waits.rule, sink] += 1
         return dropped
 
-    async def _move_cursors(self, batch: Batch) -> None:
-        """Forward only; *starts* only where there is none."""
-        for key, at in batch.starts.items():
-            start = Cursor(*key, storable(at))
-            await self._update_cursor(key, lambda found, start=start: None if found else start)  # type: ignore[misc]
-        for key, at in batch.cursors.items():
-            came = tuple(batch.recent.get(key, ()))
-
-            def moved(
-                found: Cursor | None,
-                key: tuple[str, str] = key,
-                at: int = storable(at),
-                came: tuple[str, ...] = came,
-            ) -> Cursor:
-                before = found or Cursor(*key, at)
-                recent = (before.recent + came)[-RECENT_IDS:]
-                return Cursor(*key, max(before.time_ns, at), recent)
-
-            await self._update_cursor(key, moved)
-
-    async def _update_cursor(
-        self, key: tuple[str, str], change: Callable[[Cursor | None], Cursor | None]
-    ) -> None:
-        await self.bucket.update(f"cursors.{token(key[0])}.{token(key[1])}", Cursor, change)
-
     async def fresh(self, intakes: Sequence[Intake]) -> tuple[bool, ...]:
         return await self._intakes.fresh(intakes)
 
@@ -280,13 +249,10 @@ class JetStreamOutbox:
         return self._handing.holds(delivery)
 
     async def cursors(self, source: str) -> dict[str, int]:
-        under = f"cursors.{token(source)}"
-        read = [msgspec.json.decode(each.value, type=Cursor) async for each in self.bucket.newest(under)]
-        return {each.identifier: each.time_ns for each in read}
+        return await self._cursors.of(source)
 
     async def recent_ids(self, source: str, identifier: str) -> tuple[str, ...]:
-        entry = await self.bucket.get(f"cursors.{token(source)}.{token(identifier)}")
-        return msgspec.json.decode(entry.value, type=Cursor).recent if entry else ()
+        return await self._cursors.recent_ids(source, identifier)
 
     async def _remember(self, under: str, rows: Mapping[AlertRow, bytes | None]) -> None:
         await together(self._remember_one(under, row, value) for row, value in rows.items())
@@ -335,8 +301,8 @@ class JetStreamOutbox:
         await publish(self._desk, messages)
 
     async def recall(self, sink: str) -> Mapping[str, bytes]:
-        entries = await self.bucket.all(f"memory.{sink_token(sink)}")
-        read = [msgspec.json.decode(entry.value, type=Remembered) for entry in entries]
+        found = self.bucket.newest(f"memory.{sink_token(sink)}")
+        read = [msgspec.json.decode(entry.value, type=Remembered) async for entry in found]
         return {each.names[1]: each.value.encode() for each in read}
 
     async def keep(self, sink: str, rows: Mapping[str, bytes | None]) -> None:
