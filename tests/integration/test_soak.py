@@ -115,7 +115,7 @@ async def publish(world: World, until: float) -> None:
 async def disturb(server: Server, crm: Receiver, until: float) -> None:
     """All streams break now and then; what the receiver has got is forgotten."""
     while time.monotonic() < until:
-        await anyio.sleep(7.0)
+        await anyio.sleep(45.0)
         crm.deliveries.clear()
         server.cut()
 
