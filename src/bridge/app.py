@@ -195,6 +195,12 @@ class App:
 
     async def reload(self) -> None:
         """Take the config as it is on disk now; raises ConfigError or StartError, and nothing has changed."""
+        await self.load_again()
+        if self._shares is not None:
+            await self._shares.reloaded()
+
+    async def load_again(self) -> None:
+        """`reload` of this replica alone."""
         if self._load is None:
             raise StartError("this bridge has no config file to load again")
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
@@ -17,7 +18,7 @@ import structlog
 from bridge.alerts.sights import AlertSet
 from bridge.alerts.silences import KEEP, Silence
 from bridge.config import Config
-from bridge.errors import OutboxError, StartError
+from bridge.errors import BridgeError, OutboxError, StartError
 from bridge.event import Entity, Event
 from bridge.ingest import Ingest, Notification
 from bridge.outbox import Batch, PauseState
@@ -45,6 +46,8 @@ class Runs(Protocol):
     async def take_over(self) -> None: ...
 
     async def restart_sinks(self, wanted: Callable[[SinkConfig], bool]) -> None: ...
+
+    async def load_again(self) -> None: ...
 
 
 def lease_names(config: Config, *, alerts: bool = False) -> tuple[list[str], list[str]]:
@@ -152,7 +155,22 @@ class Shares:
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.partitions.run)
+            tasks.start_soon(self._listen)
             await self._rounds()
+
+    async def reloaded(self) -> None:
+        """What one replica was told is meant for all: the others load their files, too."""
+        try:
+            await self._outbox.tell_replicas(f"reload {self._outbox.name} {self._app.config.hash}")
+        except OutboxError as error:
+            log.warning("only this replica has loaded its config again", error=str(error))
+
+    async def _listen(self) -> None:
+        async for what in self._outbox.told():
+            word, by, loaded = (*what.split(" "), "", "")[:3]
+            if word == "reload" and by != self._outbox.name and loaded != self._app.config.hash:
+                with suppress(BridgeError):  # logged and counted
+                    await self._app.load_again()
 
     async def _rounds(self) -> None:
         failing = False

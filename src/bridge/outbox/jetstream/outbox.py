@@ -287,6 +287,19 @@ class JetStreamOutbox:
         async for message in changes.messages:
             hear(message.subject.removeprefix(prefix), message.data)
 
+    async def tell_replicas(self, what: str) -> None:
+        """All that listen now hear *what*, this one too. Raises OutboxError."""
+        try:
+            await self._desk.link.client.publish(self._desk.subjects.told(), what.encode())
+        except (nats_errors(), OSError) as error:
+            raise OutboxError(f"the other replicas cannot be told: {type(error).__name__}") from None
+
+    async def told(self) -> AsyncIterator[str]:
+        """What replicas tell each other, until cancelled."""
+        heard = await self._desk.link.client.subscribe(self._desk.subjects.told())
+        async for message in heard.messages:
+            yield message.data.decode(errors="replace")
+
     def judged(self, number: int) -> Judged:
         """What is stored of a partition of the alerts."""
         return Judged(self.bucket, number, self._desk.me)
@@ -437,6 +450,12 @@ async def open_jetstream(
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_WITHIN):
                 await asyncio.wait([beside])
                 await outbox.close()
+
+
+def nats_errors() -> type[Exception]:
+    import nats.errors
+
+    return nats.errors.Error
 
 
 def buckets_of(link: Link, subjects: Subjects) -> tuple[Bucket, Bucket]:

@@ -242,6 +242,10 @@ class Subjects:
         """Not stored: something new waits for *sink*."""
         return f"{self.prefix}.wake.{sink_token(sink)}"
 
+    def told(self) -> str:
+        """Not stored: what replicas tell each other."""
+        return f"{self.prefix}.told"
+
 
 def place_of(subject: str) -> Place:
     """Of any subject that ends in a place."""
