@@ -12,16 +12,23 @@ import pytest
 
 from bridge.alerts.engine import Row
 from bridge.alerts.judging import Judge
+from bridge.alerts.parts import SECOND
 from bridge.delivery import Route
 from bridge.errors import OutboxError
-from bridge.ingest import Notification
+from bridge.ingest import Ingest, Notification
+from bridge.metrics import Metrics
 from bridge.outbox import Batch, Intake
 from bridge.outbox.jetstream.judged import CHUNK, Commit, Told
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.outbox.jetstream.sights import PAGE, Logged
 from bridge.outbox.verify import verify
 from bridge.owning import Owner
+from bridge.passing import BEAT_AT, Passing
+from bridge.redact import Redactor
+from bridge.rules import RuleSet
+from bridge.sources import Arrival, Reading, Tick
 from bridge.sources.plan import shard
+from tests.alerting import START, device, event
 from tests.contract.outboxes import NOW, Crash, done, due
 from tests.integration.test_nats import Kill, new_stream, replica
 from tests.partitions import OVERLAP, PARTS, PATIENCE, Logs, Reader, fill
@@ -103,6 +110,53 @@ async def test_a_kill_at_any_write_of_an_owner_loses_and_repeats_no_notification
         with anyio.fail_after(20):
             while await verify(outbox):
                 await anyio.sleep(0.1)
+
+
+async def read(outbox: JetStreamOutbox, boot: str, ids: str) -> None:
+    """A reader takes in a join that failed for each of *ids*, and says how far it is."""
+    passing = Passing(outbox.name, boot, outbox.publish_sights, lambda: frozenset(PARTS), lambda each: each)
+    passing.configure(ALERTS)
+    ingest = Ingest(
+        outbox,
+        lambda: RuleSet.of(()),
+        Redactor.of([]),
+        Metrics(),
+        lambda _sinks, _ready: None,
+        alerting=passing,
+        hand_over=passing.hand_over,
+    )
+    joins = [event("ns.up.join.drop", number, device("m1"), id=id) for number, id in enumerate(ids)]
+    ticks = [Tick(START + 60 * SECOND, {}, frozenset(PARTS)) for _ in range(BEAT_AT)]
+    readings: list[Reading] = [*(Arrival("eu1", each, START / SECOND) for each in joins), *ticks]
+    send, receive = anyio.create_memory_object_stream[Reading](len(readings))
+    for each in readings:
+        send.send_nowait(each)
+    send.close()
+    async with receive:
+        await ingest.run(receive)
+
+
+@pytest.mark.parametrize("step", range(0, 18, 2))
+async def test_a_reader_killed_at_any_write_loses_no_sight_and_none_counts_twice(step: int) -> None:
+    """Who follows it reads the same again: two joins are still two, and with the third there are three."""
+    stream, kill = new_stream(), Kill(1000)
+    with suppress(Crash, BaseExceptionGroup):
+        async with replica(stream, "a", watch=kill) as outbox:
+            kill.begin()
+            kill.step = step
+            outbox.is_killed = True
+            await read(outbox, "a1", "xy")
+    async with replica(stream, "b") as outbox:
+        await read(outbox, "b1", "xy")
+        await judged(outbox)
+        assert not await due(outbox, "ops")
+        await read(outbox, "b2", "xyz")
+        await judged(outbox)
+        with anyio.fail_after(20):
+            while not (found := await due(outbox, "ops")):
+                await anyio.sleep(0.05)
+        assert [each.rule for each in found] == ["joins"]
+        assert (await outbox.accounts()).sources["eu1"].accepted == 3
 
 
 async def test_an_owner_that_was_stopped_is_shut_out() -> None:
