@@ -553,3 +553,37 @@ async def test_one_that_ended_in_order_is_not_looked_for_until_it_comes_back() -
             await b.replicas.beat()
             assert b.sink_totals()["crm"].waiting == number
             assert await verify(b) == []
+
+
+async def test_what_a_killed_server_has_kept_too_long_is_let_go_of(tmp_path: Path) -> None:
+    """It may know that a delivery was acknowledged, and still have it: nobody would ever get it again."""
+    with nats_server(tmp_path) as server:
+        async with replica("bridge", server=server) as outbox:
+            many = batch(*(intake(f"u{n}", CRM) for n in range(300)))
+            await outbox.accept(many)
+            found = await due(outbox, limit=300)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(settled_somehow, outbox, found)
+                await anyio.sleep(0.03)
+                server.kill()
+                await anyio.to_thread.run_sync(server.start)
+            with anyio.fail_after(40):
+                while await messages(outbox):
+                    with suppress(OutboxError):
+                        await outbox.settle([done(each) for each in await due(outbox, limit=300)])
+                        await outbox._handing.sweep()
+                    await anyio.sleep(0.1)
+            assert outbox.sink_totals()["crm"] == SinkTotals(accepted=300, delivered=300)
+            assert await verify(outbox) == []
+
+
+async def settled_somehow(outbox: JetStreamOutbox, found: Sequence[Delivery]) -> None:
+    with suppress(OutboxError):
+        await outbox.settle([done(each) for each in found])
+
+
+async def messages(outbox: JetStreamOutbox) -> int:
+    """Deliveries the server has; some where it does not say."""
+    with suppress(OutboxError):
+        return int((await outbox._desk.link.info(outbox._desk.stream("deliveries")))["state"]["messages"])
+    return 1

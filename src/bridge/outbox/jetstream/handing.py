@@ -157,6 +157,32 @@ class Handing:
         for each in held:
             each.alive = at
 
+    async def sweep(self) -> None:
+        """Let go of what the server still has, though its consumer says that it was acknowledged.
+
+        nats-server (2.9) writes acknowledgements and removals at different times: killed in between,
+        a server comes back with such messages, and hands them out to nobody.
+        """
+        desk, stream = self._desk, self._desk.stream(DELIVERIES)
+        for sink in list(self._pulls):
+            floor = (await desk.link.consumer(stream, sink_consumer(sink)))["ack_floor"]["stream_seq"]
+            seq, asked = 1, desk.subjects.deliveries(sink)
+            while (found := await desk.link.get(stream, subject=asked, seq=seq, direct=True)) is not None:
+                if found.seq > floor:
+                    break
+                await self._let_go(found)
+                seq = found.seq + 1
+
+    async def _let_go(self, found: Stored) -> None:
+        """Or have it handed out again, in case that nothing was decided about it."""
+        desk, waits = self._desk, read(found.headers, Waits)
+        held = desk.held(found, "", waits)
+        if await self._is_over(held):
+            await desk.confirm(held)
+            await desk.hand_turn_on(held.place, waits.order_key)
+        else:
+            await desk.link.publish(found.subject, found.body, header(waits), expect=found.seq)
+
     async def close(self) -> None:
         """Give everything back at once."""
         for shelf in self._desk.shelves.values():

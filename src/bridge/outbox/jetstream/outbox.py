@@ -56,6 +56,7 @@ log = structlog.get_logger()
 
 WRITE_DOWN_EVERY = 1.0  # seconds between two pages of the totals
 LOOK_EVERY = 2.0  # seconds between two looks for what no wake-up has told: the work of a dead replica
+SWEEP_EVERY = 10.0  # seconds between two looks for what a killed server has kept too long
 CLOSE_WITHIN = 5.0  # seconds to give back what is held
 NOTIFIED = "alerts"  # the source under which notifications are counted (ingest.py)
 ROW_BYTES = 1000  # what an event costs beside its bodies
@@ -127,6 +128,7 @@ class JetStreamOutbox:
             (WRITE_DOWN_EVERY, self._write_down),
             (address.lease / 3, self.replicas.beat),
             (LOOK_EVERY, self._look),
+            (SWEEP_EVERY, self._sweep),
         )
         async with anyio.create_task_group() as tasks:
             for seconds, call in beside:
@@ -140,6 +142,9 @@ class JetStreamOutbox:
     async def _write_down(self) -> None:
         if self._desk.books.changed:
             await self.replicas.write_down()
+
+    async def _sweep(self) -> None:
+        await self._handing.sweep()
 
     async def _look(self) -> None:
         await self._router.route()
