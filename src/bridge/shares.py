@@ -92,12 +92,19 @@ def has_alerts(alerts: AlertSet) -> bool:
     return bool(alerts.alerts)
 
 
-def part_of_rate(sink: SinkConfig, replicas: int) -> SinkConfig:
-    """*sink* with one replica's part of its `rate_limit`: it is the sink's, not the replica's."""
+def of_replica(sink: SinkConfig, replicas: int) -> SinkConfig:
+    """*sink* as one of *replicas* has it: its part of a `rate_limit`, which is the sink's and not the replica's.
+
+    And no `status_topic` unless it is asked for: the one retained message would be that of whichever replica
+    came or went last.
+    """
+    changed: dict[str, object] = {}
     rate = getattr(sink, "rate_limit", None)
-    if rate is None or replicas < 2:
-        return sink
-    return sink.model_copy(update={"rate_limit": rate / replicas})
+    if rate is not None and replicas > 1:
+        changed["rate_limit"] = rate / replicas
+    if sink.type == "mqtt" and "status_topic" not in sink.model_fields_set:
+        changed["status_topic"] = None
+    return sink.model_copy(update=changed) if changed else sink
 
 
 class Shares:
@@ -150,7 +157,7 @@ class Shares:
         return (parts[shard(entity, len(parts))]) in self._owned
 
     def share_of(self, sink: SinkConfig) -> SinkConfig:
-        return part_of_rate(sink, self._replicas)
+        return of_replica(sink, self._replicas)
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:

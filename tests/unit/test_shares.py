@@ -9,7 +9,7 @@ import pytest
 from bridge.alerts.partition import PARTITIONS
 from bridge.config import Config, load
 from bridge.event import Entity
-from bridge.shares import SHARDS, lease_names, part_of_rate, parts_of
+from bridge.shares import SHARDS, lease_names, of_replica, parts_of
 from bridge.sources.plan import shard
 
 SOURCES = """
@@ -19,6 +19,7 @@ sources:
 sinks:
   crm: {type: webhook, url: https://crm.example, rate_limit: 60/s}
   lamp: {type: mqtt, url: mqtt://broker.example}
+  lit: {type: mqtt, url: mqtt://broker.example, status_topic: b/lit}
 rules: [rules.yaml]
 outbox: nats://a:4222
 """
@@ -67,5 +68,12 @@ def test_an_application_and_its_devices_are_in_one_part() -> None:
 def test_a_rate_limit_is_the_sinks(tmp_path: Path, replicas: int, rate: float) -> None:
     """Each replica keeps to its part; a sink without one is left alone."""
     sinks = config(tmp_path, RULES).sinks
-    assert getattr(part_of_rate(sinks["crm"], replicas), "rate_limit", None) == rate
-    assert part_of_rate(sinks["lamp"], replicas) == sinks["lamp"]
+    assert getattr(of_replica(sinks["crm"], replicas), "rate_limit", None) == rate
+    assert of_replica(sinks["lit"], replicas) == sinks["lit"]
+
+
+def test_a_replica_speaks_of_itself_only_where_it_was_asked_to(tmp_path: Path) -> None:
+    """A retained `offline` of one that left would say that all have."""
+    sinks = config(tmp_path, RULES).sinks
+    assert getattr(of_replica(sinks["lamp"], 1), "status_topic", "") is None
+    assert getattr(of_replica(sinks["lit"], 3), "status_topic", "") == "b/lit"
