@@ -93,7 +93,7 @@ def has_alerts(alerts: AlertSet) -> bool:
 
 
 def of_replica(sink: SinkConfig, replicas: int) -> SinkConfig:
-    """*sink* as one of *replicas* has it: its part of a `rate_limit`, which is the sink's and not the replica's.
+    """*sink* as one of *replicas* has it: with its part of a `rate_limit`, which is all replicas' together.
 
     And no `status_topic` unless it is asked for: the one retained message would be that of whichever replica
     came or went last.
