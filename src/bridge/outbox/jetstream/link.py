@@ -33,6 +33,7 @@ log = structlog.get_logger()
 ANSWER_WITHIN = 5.0  # seconds for one answer of the server
 CONNECT_WITHIN = 5.0  # seconds for the first connection
 PING_EVERY = 5  # seconds between pings: two that are not answered end the connection
+SAID = "nats: '"  # how nats-py quotes the server
 COPY_BEHIND = 40  # looks, LOOK_AGAIN apart, until a copy that is behind is believed to be up to date
 LOOK_AGAIN = 0.05  # seconds
 RECONNECT_EVERY = 0.25  # seconds between tries
@@ -93,10 +94,13 @@ async def connected(
     except ImportError:
         advice = "nats: needs the extra: pip install 'tts-event-bridge[nats]'"
         raise ConfigError([Mistake("outbox", 0, "", advice)]) from None
+    complaints: list[str] = []
     try:
-        client = await asyncio.wait_for(nats.connect(**_options(address)), CONNECT_WITHIN)
+        client = await asyncio.wait_for(nats.connect(**_options(address, complaints)), CONNECT_WITHIN)
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if complaints and isinstance(error, TimeoutError):
+            reason = next((each for each in complaints if SAID in each), complaints[-1])
         raise StartError(f"{address.shown}: cannot be reached: {reason}") from None
     link = Link(client, address, watch)
     try:
@@ -107,7 +111,9 @@ async def connected(
         await client.close()
 
 
-def _options(address: Address) -> dict[str, Any]:
+def _options(address: Address, complaints: list[str]) -> dict[str, Any]:
+    """*complaints* gets why it could not be connected, which nats-py does not raise while it tries again."""
+
     async def ended() -> None:
         log.warning("nats connection lost", servers=address.shown)
 
@@ -115,7 +121,9 @@ def _options(address: Address) -> dict[str, Any]:
         log.info("nats connected again", servers=address.shown)
 
     async def complain(error: Exception) -> None:
-        log.debug("nats", error=f"{type(error).__name__}: {error}")
+        told = f"{type(error).__name__}: {error}"
+        complaints[:] = [*complaints[-9:], told]
+        log.debug("nats", error=told)
 
     options: dict[str, Any] = {
         "servers": list(address.servers),
