@@ -34,8 +34,8 @@ from bridge.ingest import Notification, notification
 from bridge.outbox.jetstream.bucket import Entry
 from bridge.outbox.jetstream.judged import Judged
 from bridge.outbox.jetstream.sights import Logged
-from bridge.owning import Owner
-from bridge.passing import Outgoing, Passing
+from bridge.replicas.owning import Owner
+from bridge.replicas.passing import Outgoing, Passing
 from bridge.sources.plan import shard
 from tests.alerting import START
 

@@ -32,11 +32,11 @@ from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.pipeline import flow
 from bridge.redact import Redactor
 from bridge.related import Finder, Related, attaching
+from bridge.replicas import Shares, read_once
 from bridge.report import SelfReport
 from bridge.retry import RetryPolicy
 from bridge.roster import Dispatchers, Sources
 from bridge.rules import RuleSet
-from bridge.shares import Shares, read_once
 from bridge.sinks.memory import Kept
 from bridge.sinks.registry import SinkConfig, open_sink
 from bridge.sources import Divisible, Source

@@ -21,8 +21,8 @@ from bridge.alerts.partition import PARTITIONS
 from bridge.ingest import Notification
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream
-from bridge.owning import Owner
-from bridge.passing import Passing
+from bridge.replicas.owning import Owner
+from bridge.replicas.passing import Passing
 from bridge.sources.plan import shard
 from tests.alerting import START, alert_set, device, event
 from tests.nats import nats_server

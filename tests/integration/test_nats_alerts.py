@@ -22,9 +22,9 @@ from bridge.outbox.jetstream.judged import CHUNK, Commit, Told
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.outbox.jetstream.sights import PAGE, Logged
 from bridge.outbox.verify import verify
-from bridge.owning import Owner
-from bridge.passing import BEAT_AT, Passing
 from bridge.redact import Redactor
+from bridge.replicas.owning import Owner
+from bridge.replicas.passing import BEAT_AT, Passing
 from bridge.rules import RuleSet
 from bridge.sources import Arrival, Reading, Tick
 from bridge.sources.plan import shard

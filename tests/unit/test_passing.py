@@ -10,7 +10,7 @@ import pytest
 from bridge.alerts.partition import PARTITIONS, Message, partition, unpacked
 from bridge.errors import OutboxError
 from bridge.event import Entity
-from bridge.passing import NAMED, Outgoing, Passing
+from bridge.replicas.passing import NAMED, Outgoing, Passing
 from tests.alerting import START, alert_set, event, gateway
 
 pytestmark = pytest.mark.anyio

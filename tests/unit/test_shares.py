@@ -9,7 +9,7 @@ import pytest
 from bridge.alerts.partition import PARTITIONS
 from bridge.config import Config, load
 from bridge.event import Entity
-from bridge.shares import SHARDS, lease_names, of_replica, parts_of
+from bridge.replicas import SHARDS, lease_names, of_replica, parts_of
 from bridge.sources.plan import shard
 
 SOURCES = """

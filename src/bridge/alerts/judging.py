@@ -1,7 +1,7 @@
 """One partition of the alerts: what follows from the messages of its log.
 
-No I/O, no clock, no randomness in this file. Its owner (`bridge.owning`) stores what follows, and forgets
-everything when it could not: the next life begins with what was stored, and reads on from there.
+No I/O, no clock, no randomness in this file. Its owner (`bridge.replicas.owning`) stores what follows, and
+forgets everything when it could not: the next life begins with what was stored, and reads on from there.
 """
 
 from __future__ import annotations

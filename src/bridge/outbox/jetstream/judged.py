@@ -7,7 +7,7 @@ In the bucket, below `judged.<partition>`:
     row.<part>.<alert>.<key>   a row, or nothing where it was forgotten; written after the commit
     now               who is pending or firing, for those that only show it
 
-`bridge.owning` says in which order, and why nothing is lost in between.
+`bridge.replicas.owning` says in which order, and why nothing is lost in between.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from bridge.errors import OutboxError
 from bridge.ingest import Notification
 from bridge.outbox.jetstream.judged import read_row, track_rows, unpacked
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
-from bridge.owning import Owner
+from bridge.replicas.owning import Owner
 from bridge.sources.plan import shard
 
 log = structlog.get_logger()

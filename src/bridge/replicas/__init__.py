@@ -23,8 +23,8 @@ from bridge.event import Entity, Event
 from bridge.ingest import Ingest, Notification
 from bridge.outbox import Batch, PauseState
 from bridge.outbox.jetstream.outbox import JetStreamOutbox
-from bridge.partitions import LEASES, Partitions
-from bridge.passing import Passing
+from bridge.replicas.partitions import LEASES, Partitions
+from bridge.replicas.passing import Passing
 from bridge.roster import Dispatchers
 from bridge.sinks.registry import SinkConfig
 from bridge.sources.plan import shard
