@@ -20,9 +20,9 @@ What is promised otherwise than by the SQLite store:
 - **Alerts are judged apart from what is read**, in 12 partitions, each by the replica that holds its lease: a
   notification comes half a second later than with one process. Its owner commits what changed and what is to
   be told in one entry, by compare-and-set (`bridge.replicas.owning`), and does it then. So of any number of
-  owners, whatever their leases say, one goes on, and none tells what the others do not know of. A takeover may
-  announce again what was committed last: under the same unique_id, so that it is a duplicate, and counted as
-  one (source `alerts`). Timers are rows and go on where they were.
+  owners, whatever their leases say, one goes on, and none tells what the others do not know of. A takeover
+  may announce again what was committed last: under the same unique_id, so that it is a duplicate, and
+  counted as one (source `alerts`). Timers are rows and go on where they were.
 - **Who is not read is not missed.** While nobody reads a part of a source, and until who takes it over has
   read back, alerts about its entities wait; those of others go on. The clock of all is that of the slowest
   reader, and one that is silent for a lease (3 s at least) is none.
