@@ -12,7 +12,8 @@ the lease is another's. No lease closes it. So what belongs to an owner is store
 it was made from is still what is stored, and a new owner first writes that in its own name
 (`bridge.replicas.owning`); what came of a delivery is decided on the same condition
 (`bridge.outbox.jetstream.desk`). Only what has left for a receiver cannot be called back: that is the repeat
-a stop may cost, and the receiver knows it by its id. All of this is explored in tests/unit/test_leases.py, every order of events of two replicas.
+a stop may cost, and the receiver knows it by its id. All of this is explored in tests/unit/test_leases.py,
+every order of events of two replicas.
 """
 
 from __future__ import annotations
