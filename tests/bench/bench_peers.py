@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -240,8 +241,11 @@ def best_in_flight(program: Path, work: Work, ends: Ends, *, bare: bool) -> int:
 
 def compare(
     title: str, work: Work, ends: Ends, program: Path | None, *, peers: Work | None = None, bare: bool = True
-) -> None:
-    """Prints a row for each, and the ratios; *peers* where the peer gets less to do, *bare* for it so too."""
+) -> float:
+    """Prints a row for each, and the ratios; *peers* where the peer gets less to do, *bare* for it so too.
+
+    Returns bridge's deliveries/s.
+    """
     theirs = peers or work
     contenders: dict[str, tuple[Make, Work]] = {"bridge": (bridge, work)}
     if program is not None:
@@ -260,6 +264,23 @@ def compare(
         rate = median([each.rate for each in runs["bridge"]]) / median([each.rate for each in found])
         cpu = median([each.cpu for each in runs["bridge"]]) / median([each.cpu for each in found])
         print(f"   {rate:.2f} times the rate of {name}, at {cpu:.2f} times its CPU a delivery", flush=True)
+    return median([each.rate for each in runs["bridge"]])
+
+
+def by_itself(kind: str, url: str, whole: float) -> None:
+    """The sink alone, beside *whole*, the deliveries/s of the whole bridge."""
+    command = [sys.executable, "-m", "tests.bench.alone", kind, url, "20000"]
+    rates: list[float] = []
+    cpu: list[float] = []
+    for _ in range(RUNS):
+        made = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        rates.append(float(made[0]))
+        cpu.append(float(made[1]))
+    print(
+        f"   the {kind} sink alone {median(rates):,.0f}/s at {median(cpu):.2f} CPU s/10,000:"
+        f" bridge has {whole / median(rates):.2f} of its rate",
+        flush=True,
+    )
 
 
 def start(rules: int, ends: Ends) -> None:
@@ -363,7 +384,8 @@ def main(parts: Sequence[str] = ()) -> None:
             return
         ends = Ends(load, stack.enter_context(end(load, "receive")))
         if "webhook" in wanted:
-            compare("webhook, one a request", Work(6_000), ends, connect)
+            whole = compare("webhook, one a request", Work(6_000), ends, connect)
+            by_itself("webhook", f"http://127.0.0.1:{ends.receiver}/", whole)
         if "batch" in wanted:
             compare("webhook, 50 a request", Work(30_000, batch=50), ends, connect)
         if "mqtt" in wanted:
@@ -371,7 +393,9 @@ def main(parts: Sequence[str] = ()) -> None:
             broker = stack.enter_context(mosquitto(folder))
             host = broker.url().removeprefix("mqtt://")
             counting = stack.enter_context(end(load, "receive", "-mqtt", host))
-            compare("MQTT, QoS 1", Work(10_000, "mqtt"), Ends(load, counting, broker.url()), mqtt, bare=False)
+            there = Ends(load, counting, broker.url())
+            whole = compare("MQTT, QoS 1", Work(10_000, "mqtt"), there, mqtt, bare=False)
+            by_itself("mqtt", broker.url(), whole)
         if "rules" in wanted:
             compare("10 rules", Work(20_000, rules=10), ends, connect, bare=False)
             compare(
