@@ -174,3 +174,25 @@ def test_a_template_that_wants_only_the_name_decodes_nothing(text: str, decodes:
     found = context(each, Template(text).uses)["event"]
     assert (found == each.event.document()) == decodes
     assert decodes or found == {"name": "as.up.data.forward"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ ids.path }}/{{ event.name }}/{{ sink }}/{{ rule }}", "{{ event.name }}", "{{ ids.device }}"]
+)
+@given(data=st.data())
+def test_texts_that_are_remembered_are_those_that_are_made(text: str, data: st.DataObject) -> None:
+    """Of deliveries that differ in one thing or another, in any order."""
+    template = Template(text, topic_level)
+    for _ in range(8):
+        name = data.draw(st.sampled_from(["a.b", "bridge.alert.firing", "c"]))
+        gateway = {"gateway_ids": {"gateway_id": data.draw(st.sampled_from(["g1", "g2"]))}}
+        each = delivery(name, {"labels": {"rule": "r"}}, *data.draw(st.sampled_from([[], [gateway]])))
+        each = msgspec.structs.replace(each, rule=data.draw(st.sampled_from(["r1", "r2"])))
+
+        def made(by: Template, each: Delivery = each) -> str:
+            try:
+                return by.render(each)
+            except RenderError as error:
+                return str(error)
+
+        assert made(template) == made(Template(text, topic_level))

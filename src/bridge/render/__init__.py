@@ -32,6 +32,9 @@ ALERT_NAMES = frozenset({"alert", "status", "labels", "since", "ends", "events",
 ALERTS = "bridge.alert."
 NAME_ONLY = "event.name"
 """Among what a template uses: of the event only this."""
+FEW = frozenset({NAME_ONLY, "ids", "sink", "rule"})
+"""What few deliveries differ in: texts made of these alone are remembered."""
+REMEMBERED = 10_000  # texts of a template
 
 
 _labels: ContextVar[frozenset[str]] = ContextVar("labels", default=frozenset())
@@ -73,6 +76,9 @@ class Template:
         unknown = self.uses - NAMES - {NAME_ONLY} - ALERT_NAMES - _labels.get() - set(labels or ())
         if unknown and labels is not None:
             raise ValueError(f"template: {min(unknown)} is not defined; there is {', '.join(sorted(NAMES))}")
+        self._known: dict[tuple[object, ...], str] | None = (
+            {} if is_plain(tree) and self.uses <= FEW else None
+        )
         self._template = environment.template_class.from_code(environment, code, environment.globals)
         self._cost = 1 + len(text) // PER_STEP
 
@@ -81,7 +87,18 @@ class Template:
 
         *now*, unix seconds, is what `ago` counts back from; without it the time the event was taken in.
         """
-        return self.fill(context(delivery, self.uses), delivery.received if now is None else now)
+        if self._known is None:
+            return self.fill(context(delivery, self.uses), delivery.received if now is None else now)
+        event = delivery.event
+        key = event.name, event.identifiers, delivery.sink, delivery.rule
+        text = self._known.get(key)
+        if text is None:
+            text = self.fill(context(delivery, self.uses), delivery.received)
+            if not event.name.startswith(ALERTS):
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[key] = text
+        return text
 
     def fill(self, values: dict[str, Any], now: float) -> str:
         """The text with *values*, such as `context` makes; raises RenderError."""
@@ -99,6 +116,11 @@ class Template:
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise RenderError(f"template: {error}") from None
         return "".join(parts)
+
+
+def is_plain(tree: nodes.Template) -> bool:
+    """Does it only put values into a text? Then the same values make the same text, as with most topics."""
+    return next(tree.find_all((nodes.Filter, nodes.Call, nodes.Test)), None) is None
 
 
 def asks_only_names(tree: nodes.Template) -> bool:

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bridge.errors import RenderError
 
@@ -63,7 +64,7 @@ def properties(
     if content_type:
         parts.append(bytes([CONTENT_TYPE]) + _string(content_type))
     for name, value in user:
-        parts.append(bytes([USER_PROPERTY]) + _string(name) + _string(value))
+        parts += (_name(name), _string(value))
     packed = b"".join(parts)
     return variable_length(len(packed)) + packed
 
@@ -78,9 +79,16 @@ def variable_length(number: int) -> bytes:
     return bytes(found)
 
 
+@lru_cache(maxsize=1000)
+def _name(name: str) -> bytes:
+    """The beginning of a user property."""
+    return bytes([USER_PROPERTY]) + _string(name)
+
+
 def _string(text: str) -> bytes:
     """*text* as on the wire, what is unfit for it replaced: names of events come from elsewhere."""
-    encoded = _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text).encode()
+    fits = text.isascii() and text.isprintable()
+    encoded = (text if fits else _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)).encode()
     if len(encoded) > LIMIT:
         encoded = encoded[:LIMIT].decode(errors="ignore").encode()
-    return struct.pack("!H", len(encoded)) + encoded
+    return len(encoded).to_bytes(2) + encoded
