@@ -30,7 +30,7 @@ from tests.servers import Mosquitto, mosquitto, need
 
 TOKEN = "NNSXS.PODS.TEST"
 GATEWAYS = tuple(f"gw-{n}" for n in range(24))
-RIGHTS = ("$JS.API.>", "$JS.ACK.>", "$KV.bridge-state.>", "bridge.>", "_INBOX.>")
+RIGHTS = ("$JS.API.>", "$JS.ACK.>", "$KV.bridge-state.>", "$KV.bridge-shared.>", "bridge.>", "_INBOX.>")
 """What the README says that the user needs."""
 BOTH = f"{{publish: {json.dumps(RIGHTS)}, subscribe: {json.dumps(RIGHTS)}}}"
 LOGIN = f'authorization {{ users: [{{user: bridge, password: "p@ss/w:#rd", permissions: {BOTH}}}] }}'
