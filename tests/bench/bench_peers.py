@@ -273,7 +273,11 @@ def by_itself(kind: str, url: str, whole: float) -> None:
     rates: list[float] = []
     cpu: list[float] = []
     for _ in range(RUNS):
-        made = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        made = (
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            .stdout.splitlines()[-1]
+            .split()
+        )
         rates.append(float(made[0]))
         cpu.append(float(made[1]))
     print(
