@@ -88,7 +88,7 @@ class Seen:
     """Ids that came in the last *keep* to twice *keep* seconds, and when: hashes, to be small."""
 
     keep: float
-    limit: int = 500_000
+    limit: int = 200_000
     _young: dict[int, float] = field(default_factory=dict)
     _old: dict[int, float] = field(default_factory=dict)
     _since: float = -math.inf
