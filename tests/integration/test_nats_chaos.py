@@ -182,29 +182,30 @@ class Apart:
 
 
 @asynccontextmanager
-async def apart(server: NatsServer, replicas: Replicas, tts: int, crm: int) -> AsyncIterator[Apart]:
-    """The ports of the servers, reached over the wires of a namespace."""
-    with namespace() as made:
-        near, rest = made.wires["nats"], made.wires["rest"]
-        async with (
-            cable(server.port, near.here) as nats,
-            cable(tts, rest.here) as events,
-            cable(crm, rest.here) as sent,
-        ):
-            url = replicas.url(APART).replace(f"127.0.0.1:{server.port}", f"{near.here}:{nats.port}")
-            env = {
-                "BRIDGE_OUTBOX": url,
-                "BRIDGE_SOURCES__EU1__URL": f"http://{rest.here}:{events.port}",
-                "BRIDGE_SINKS__CRM__URL": f"http://{rest.here}:{sent.port}",
-            }
-            yield Apart(made, env)
+async def apart(
+    made: Namespace, server: NatsServer, replicas: Replicas, tts: int, crm: int
+) -> AsyncIterator[Apart]:
+    """The ports of the servers, reached over the wires of *made*."""
+    near, rest = made.wires["nats"], made.wires["rest"]
+    async with (
+        cable(server.port, near.here) as nats,
+        cable(tts, rest.here) as events,
+        cable(crm, rest.here) as sent,
+    ):
+        url = replicas.url(APART).replace(f"127.0.0.1:{server.port}", f"{near.here}:{nats.port}")
+        env = {
+            "BRIDGE_OUTBOX": url,
+            "BRIDGE_SOURCES__EU1__URL": f"http://{rest.here}:{events.port}",
+            "BRIDGE_SINKS__CRM__URL": f"http://{rest.here}:{sent.port}",
+        }
+        yield Apart(made, env)
 
 
 async def chaos(tmp_path: Path, seconds: float, seed: int) -> Story:
     """Trouble for so long, and then everything has arrived and is accounted for."""
     rng, story = random.Random(seed), Story()
     world = World({TOKEN: ALL}, rng=rng)
-    with nats_server(tmp_path / "nats") as server:
+    with namespace() as made, nats_server(tmp_path / "nats") as server:
         async with (
             serve(world) as upstream,
             receive(on_delivery=story.got) as crm,
@@ -214,7 +215,7 @@ async def chaos(tmp_path: Path, seconds: float, seed: int) -> Story:
             (tmp_path / "rules.yaml").write_text(RULES + ALERTS)
             gateways = "".join(f"\n      - gateway: {name}" for name in GATEWAYS)
             replicas.configure(upstream.url, crm.url, devices() + gateways)
-            async with apart(server, replicas, upstream.port, crm.port) as far:
+            async with apart(made, server, replicas, upstream.port, crm.port) as far:
                 stop = anyio.Event()
                 try:
                     for name in NAMES:
