@@ -33,6 +33,7 @@ from bridge.event import Entity, Event, entities
 from bridge.ingest import Notification, notification
 from bridge.outbox.jetstream.bucket import Entry
 from bridge.outbox.jetstream.judged import Judged
+from bridge.outbox.jetstream.outbox import JetStreamOutbox
 from bridge.outbox.jetstream.sights import Logged
 from bridge.replicas.owning import Owner
 from bridge.replicas.passing import Outgoing, Passing
@@ -300,3 +301,30 @@ def _member(notice: Notice) -> str:
     group = notice.document["data"].get("group")
     key: str = group["members"][0]["key"] if group else notice.key
     return key
+
+
+def owner_on(
+    outbox: JetStreamOutbox,
+    number: int,
+    alerts: AlertSet,
+    announce: Callable[[Sequence[Notification]], Awaitable[None]],
+) -> Owner:
+    """On a real server, of a partition that nobody else wants."""
+
+    async def yes() -> bool:
+        return True
+
+    def judge(rows: Mapping[Row, bytes]) -> Judge:
+        found = Judge(number, PATIENCE, shard, ((*row, state) for row, state in rows.items()))
+        found.configure(alerts, OVERLAP, {"eu1": PARTS})
+        return found
+
+    return Owner(
+        number,
+        outbox.judged(number),
+        outbox.sight_log(number),
+        judge=judge,
+        owns=yes,
+        announce=announce,
+        pass_on=outbox.publish_sights,
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 
-def monotonic() -> Callable[[], float]:
+def loop_clock() -> Callable[[], float]:
     """What `anyio.current_time` asks, of the loop that runs now: seconds, forward only.
 
     0.05 µs a call where anyio takes 0.8: it finds out each time which loop runs, and that several times an

@@ -5,13 +5,12 @@ No I/O, no clock, no logging in this file.
 
 from __future__ import annotations
 
-import hashlib
-from itertools import product
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
 from bridge.event import Event
+from bridge.ids import digest
 
 Reason: TypeAlias = Literal[
     "client_error",
@@ -34,16 +33,11 @@ Reason: TypeAlias = Literal[
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 RESPONSE_LIMIT = 4096  # bytes of a receiver's answer that are kept
-PAIRS = tuple(first + second for first, second in product("abcdefghijklmnopqrstuvwxyz234567", repeat=2))
-SHIFTS = range(120, -1, -10)
-"""130 bits are 26 letters of base32 (RFC 4648 §6), two at a time: Python's own takes four times as long."""
 
 
 def delivery_id(unique_id: str, rule: str, sink: str) -> str:
     """The same for every attempt, restart and retry by hand (DESIGN.md §2.4)."""
-    digest = hashlib.sha256(f"{unique_id}\0{rule}\0{sink}".encode()).digest()
-    bits = int.from_bytes(digest[:17], "big") >> 6
-    return "d_" + "".join([PAIRS[bits >> shift & 1023] for shift in SHIFTS])
+    return "d_" + digest(unique_id, rule, sink)
 
 
 class Route(NamedTuple):

@@ -1,7 +1,9 @@
-"""Identifiers as The Things Stack makes them.  No I/O, no clock; the random source is an argument."""
+"""Identifiers: as The Things Stack makes them, and ours.  No I/O, no clock; chance is an argument."""
 
 from __future__ import annotations
 
+import hashlib
+from itertools import product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +11,17 @@ if TYPE_CHECKING:
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 VALUES = {letter: value for value, letter in enumerate(CROCKFORD)}
+
+
+PAIRS = tuple(first + second for first, second in product("abcdefghijklmnopqrstuvwxyz234567", repeat=2))
+SHIFTS = range(120, -1, -10)
+"""130 bits are 26 letters of base32 (RFC 4648 §6), two at a time: Python's own takes four times as long."""
+
+
+def digest(*parts: str) -> str:
+    """26 letters that stand for *parts*, in every process the same: 130 bits of a SHA-256."""
+    bits = int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:17], "big") >> 6
+    return "".join([PAIRS[bits >> shift & 1023] for shift in SHIFTS])
 
 
 def ulid(ns: int, rng: random.Random) -> str:

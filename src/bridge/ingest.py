@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -106,8 +106,6 @@ class Ingest:
     now: Callable[[], float] = time.time
     stored: Callable[[Event, str, float, float], None] | None = None
     """Told of each event with a delivery once it is on disk: the event, its source, when it came, and now."""
-    hits: Counter[str] = field(default_factory=Counter)
-    """Events each rule matched since the start."""
 
     async def run(self, readings: MemoryObjectReceiveStream[Reading]) -> None:
         """Store what comes until all sources have let go of the stream.
@@ -238,9 +236,7 @@ class Ingest:
         fresh = (
             rule.name for wanted, new in zip(matched, accepted.fresh, strict=True) if new for rule in wanted
         )
-        counts = Counter(fresh)
-        self.hits.update(counts)
-        self.metrics.rule_matches.counts.update(counts)
+        self.metrics.rule_matches.counts.update(fresh)
         for names, new in zip(left_out, accepted.fresh, strict=False):
             for name in names if new else ():
                 self.metrics.events_dropped.labels(name, "true").inc()

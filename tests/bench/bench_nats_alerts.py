@@ -12,21 +12,17 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bridge.alerts.engine import Row
-from bridge.alerts.judging import Judge
 from bridge.alerts.partition import PARTITIONS
 from bridge.ingest import Notification
 from bridge.outbox.jetstream.address import parse
 from bridge.outbox.jetstream.outbox import JetStreamOutbox, open_jetstream
-from bridge.replicas.owning import Owner
 from bridge.replicas.passing import Passing
-from bridge.sources.plan import shard
 from tests.alerting import START, alert_set, device, event
 from tests.nats import nats_server
-from tests.partitions import OVERLAP, PARTS, PATIENCE
+from tests.partitions import PARTS, owner_on
 
 BATCH = 256  # events
 ALERTS = alert_set("""
@@ -61,32 +57,13 @@ async def read(outbox: JetStreamOutbox, devices: int) -> None:
         await reader.hand_over()
 
 
-def owner(outbox: JetStreamOutbox, number: int) -> Owner:
-    async def announce(_: Sequence[Notification]) -> None:
-        raise AssertionError("nobody is missed")
-
-    async def yes() -> bool:
-        return True
-
-    def judge(rows: Mapping[Row, bytes]) -> Judge:
-        found = Judge(number, PATIENCE, shard, ((*row, state) for row, state in rows.items()))
-        found.configure(ALERTS, OVERLAP, {"eu1": PARTS})
-        return found
-
-    return Owner(
-        number,
-        outbox.judged(number),
-        outbox.sight_log(number),
-        judge=judge,
-        owns=yes,
-        announce=announce,
-        pass_on=outbox.publish_sights,
-    )
+async def announce(_: Sequence[Notification]) -> None:
+    raise AssertionError("nobody is missed")
 
 
 async def judge(outbox: JetStreamOutbox) -> None:
     for number in range(PARTITIONS):
-        found = owner(outbox, number)
+        found = owner_on(outbox, number, ALERTS, announce)
         state = await found.begin()
         while await found.step(state):
             pass
@@ -94,7 +71,7 @@ async def judge(outbox: JetStreamOutbox) -> None:
 
 async def take(outbox: JetStreamOutbox) -> None:
     for number in range(PARTITIONS):
-        await owner(outbox, number).begin()
+        await owner_on(outbox, number, ALERTS, announce).begin()
 
 
 async def measure(devices: int) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import anyio
 import pytest
 
-from bridge.alerts.engine import Row
-from bridge.alerts.judging import Judge
 from bridge.alerts.parts import SECOND
 from bridge.delivery import Route
 from bridge.errors import OutboxError
@@ -27,11 +25,10 @@ from bridge.replicas.owning import Owner
 from bridge.replicas.passing import BEAT_AT, Passing
 from bridge.rules import RuleSet
 from bridge.sources import Arrival, Reading, Tick
-from bridge.sources.plan import shard
 from tests.alerting import START, device, event
 from tests.contract.outboxes import NOW, Crash, done, due
 from tests.integration.test_nats import Kill, new_stream, replica
-from tests.partitions import OVERLAP, PARTS, PATIENCE, Logs, Reader, fill
+from tests.partitions import PARTS, Logs, Reader, fill, owner_on
 from tests.unit.test_owning import ALERTS, EXPECTED, HERE, SCRIPT
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -49,23 +46,7 @@ def owner(outbox: JetStreamOutbox) -> Owner:
         intakes = [Intake("alerts", each.event, NOW, True, (Route(each.alert, "ops"),)) for each in notices]
         await outbox.accept(Batch(intakes))
 
-    async def yes() -> bool:
-        return True
-
-    def judge(rows: Mapping[Row, bytes]) -> Judge:
-        found = Judge(HERE, PATIENCE, shard, ((*row, state) for row, state in rows.items()))
-        found.configure(ALERTS, OVERLAP, {"eu1": PARTS})
-        return found
-
-    return Owner(
-        HERE,
-        outbox.judged(HERE),
-        outbox.sight_log(HERE),
-        judge=judge,
-        owns=yes,
-        announce=announce,
-        pass_on=outbox.publish_sights,
-    )
+    return owner_on(outbox, HERE, ALERTS, announce)
 
 
 async def judged(outbox: JetStreamOutbox) -> None:

@@ -6,8 +6,6 @@ began, `interval` after the last time, and again after `repeat`. What was told a
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,6 +17,7 @@ from bridge.alerts.mute import muted_until
 from bridge.alerts.parts import SECOND
 from bridge.errors import RenderError
 from bridge.event import KINDS, Entity, Event, Identifiers, ids_of, rfc3339
+from bridge.ids import digest
 from bridge.own import identifier
 from bridge.render import Template
 from bridge.render.filters import IdsPath
@@ -247,8 +246,7 @@ def _notice(
 
 def notification_id(alert: str, key: str, start: int, number: int) -> str:
     """The same for the same notification, whoever makes it, however often."""
-    digest = hashlib.sha256("\0".join((alert, key, str(start), str(number))).encode()).digest()
-    return "alert-" + base64.b32encode(digest).decode()[:26].lower()
+    return "alert-" + digest(alert, key, str(start), str(number))
 
 
 def entity_of(alert: Alert, key: str, member: Member) -> dict[str, Any] | None:

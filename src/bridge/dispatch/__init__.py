@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
-from bridge.clock import monotonic
+from bridge.clock import loop_clock
 from bridge.delivery import (
-    Dead,
-    Delivered,
     Delivery,
     Done,
     Failure,
@@ -29,21 +27,19 @@ from bridge.dispatch.concurrency import Concurrency
 from bridge.dispatch.gathering import Gathering, limits_of, room
 from bridge.dispatch.pausing import Pausing
 from bridge.dispatch.settling import STORE_RETRY, Settling
+from bridge.dispatch.telling import Telling
 from bridge.errors import OutboxError
-from bridge.event import entities
-from bridge.metrics import Metrics, exemplar
+from bridge.metrics import Metrics
 from bridge.outbox import Outbox, PauseState
-from bridge.report import Tell, is_own, silent
+from bridge.report import Tell, silent
 from bridge.retry import PROBE_MAX, RetryPolicy, verdict
 from bridge.sinks import BatchSink, Sink
 from bridge.tracing import Trace, untraced
 
 log = structlog.get_logger()
 
-CALM = 30.0  # seconds without a failure after which a sink counts as well again, for the log
 RECHECK = 30.0  # seconds after which the store is asked anyway: the wall clock may have jumped
 PROBED_BY_OTHERS = 1.0  # seconds between two looks whether the replica that probes a sink is still there
-SLOW = 1.0  # seconds of an attempt from which on each is an example in the metrics
 FLUSH = 2.0  # seconds the disk gets, when time is up, for what receivers have confirmed
 
 
@@ -70,11 +66,8 @@ class Dispatcher:
         self.sink = sink
         self._outbox = outbox
         self._policy = policy
-        self._metrics = metrics
         self._now = now
         self._chance = chance
-        self._tell = tell
-        self._trace = trace
         self._pausing = Pausing(sink.name, outbox, policy, metrics, chance=chance, tell=tell)
         self._settling = Settling(sink.name, outbox)
         self._concurrency = Concurrency(sink.max_in_flight)
@@ -92,13 +85,9 @@ class Dispatcher:
         self._gathering = Gathering(limits_of(sink))
         self._next_due = math.inf
         self._unreadable = False
-        self._last_failure: float | None = None
-        self._last_dead = -math.inf
         self._stopping = False
-        self._example_due = -math.inf
         self._wake = anyio.Event()
-        self._latency = metrics.delivery_latency.labels(sink.name)
-        self._end_to_end = metrics.end_to_end_latency.labels(sink.name)
+        self._telling = Telling(sink.name, metrics, tell, trace)
 
     @property
     def pause(self) -> PauseState | None:
@@ -131,7 +120,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Deliver until `stop`."""
-        self._clock = monotonic()
+        self._clock = loop_clock()
         await self._restore_pause()
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._settling.run)
@@ -305,7 +294,7 @@ class Dispatcher:
                 self._wake.set()
             elif each.delivery.order_key is not None:
                 self._more = True
-            self._observe(each, now)
+            self._telling.observe(each, now)
         if probe and not pause:
             await self._pausing.end(now)
             self._wake.set()
@@ -327,53 +316,3 @@ class Dispatcher:
         except Exception as bug:
             log.exception("bug in a sink", sink=self.sink.name, delivery=deliveries[0].id)
             return [RetryLater(Failure("other", f"bug: {type(bug).__name__}"))] * len(deliveries)
-
-    def _observe(self, settled: Settlement, now: float) -> None:
-        name, delivery = self.sink.name, settled.delivery
-        outcome, decided = settled.outcome, settled.verdict
-        self._trace(settled, now)
-        example = self._example(settled)
-        self._latency.observe(settled.duration, example)
-        if not isinstance(decided, Later):
-            self._metrics.notified(delivery.rule, name, "dead" if isinstance(decided, Dead) else "delivered")
-        if isinstance(outcome, Delivered):
-            self._end_to_end.observe(max(0.0, now - delivery.received), example)
-            if self._last_failure is not None and now - self._last_failure > CALM:
-                self._last_failure = None
-                log.info("deliveries succeed again", sink=name)
-            return
-        failure = outcome.failure
-        self._metrics.delivery_failures.labels(name, failure.reason).inc()
-        if isinstance(decided, Dead):
-            tell = log.warning if now - self._last_dead > CALM else log.debug
-            tell("dead letter", sink=name, delivery=delivery.id, reason=decided.reason, error=failure.error)
-            self._last_dead = now
-            self._tell_dead(delivery, decided, failure)
-        elif isinstance(outcome, RetryLater) and isinstance(decided, Later):
-            if self._last_failure is None:
-                log.warning("deliveries fail", sink=name, reason=failure.reason, error=failure.error)
-            self._last_failure = now
-
-    def _example(self, settled: Settlement) -> dict[str, str] | None:
-        """Of what is slow always, else one a second: it costs more than the rest of an observation."""
-        ended = settled.started + settled.duration
-        if settled.duration < SLOW and ended < self._example_due:
-            return None
-        self._example_due = ended + 1.0
-        return exemplar(settled.delivery.event.unique_id)
-
-    def _tell_dead(self, delivery: Delivery, decided: Dead, failure: Failure) -> None:
-        """Not of own events: one that cannot be delivered would make the next."""
-        if is_own(delivery.event):
-            return
-        name = self.sink.name
-        data = {
-            "sink": name,
-            "rule": delivery.rule,
-            "reason": decided.reason,
-            "error": failure.error,
-            "delivery": delivery.id,
-            "event": delivery.event.name,
-            "event_id": delivery.event.unique_id,
-        }
-        self._tell("bridge.dead_letter", f"{name} {decided.reason}", data, entities(delivery.event))

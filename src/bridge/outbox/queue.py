@@ -231,9 +231,9 @@ class Imported:
         )
 
 
-def take_in(tx: Transaction, lines: Sequence[Exported], window: float, now: float) -> Imported:
-    """Accept *lines* as if received now; what waits starts again as attempt 1, what is dead stays so."""
-    intakes = [
+def intakes(lines: Sequence[Exported], now: float) -> list[Intake]:
+    """*lines* as if received now."""
+    return [
         Intake(
             line.source,
             stored_event(line.unique_id, bytes(line.event)),
@@ -243,8 +243,12 @@ def take_in(tx: Transaction, lines: Sequence[Exported], window: float, now: floa
         )
         for line in lines
     ]
+
+
+def take_in(tx: Transaction, lines: Sequence[Exported], window: float, now: float) -> Imported:
+    """Accept *lines* as if received now; what waits starts again as attempt 1, what is dead stays so."""
     first = tx.next_event()
-    accepted = accept(tx, Batch(intakes), window)
+    accepted = accept(tx, Batch(intakes(lines, now)), window)
     fresh = [line for line, new in zip(lines, accepted.fresh, strict=True) if new]
     dead = 0
     for event, line in enumerate(fresh, first):

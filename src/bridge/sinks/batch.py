@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from bridge.delivery import Delivered, Outcome, Rejected
+from bridge.ids import digest
 
 T = TypeVar("T")
 
@@ -19,8 +18,7 @@ def batch_id(delivery_ids: Sequence[str]) -> str:
     """
     if len(delivery_ids) == 1:
         return delivery_ids[0]
-    digest = hashlib.sha256("\0".join(delivery_ids).encode()).digest()
-    return "b_" + base64.b32encode(digest).decode()[:26].lower()
+    return "b_" + digest(*delivery_ids)
 
 
 async def by_halves(

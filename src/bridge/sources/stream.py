@@ -15,7 +15,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bridge.clock import monotonic
+from bridge.clock import loop_clock
 from bridge.decode import Frame, Malformed, StreamStart, is_sparse
 from bridge.errors import SourceError
 from bridge.event import Entity, Event
@@ -191,7 +191,7 @@ class Streams:
         """Read one stream to its end, and leave the reason in *opened*."""
         wanted = opened.wanted
         names = self.asked.apart if wanted.apart else self.asked.names
-        self._time = monotonic()
+        self._time = loop_clock()
         try:
             with opened.scope:
                 async with self._upstream.open(tuple(wanted.entities), wanted.after, names) as stream:

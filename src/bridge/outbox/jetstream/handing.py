@@ -10,12 +10,12 @@ import msgspec
 
 from bridge.delivery import Dead, Delivered, Delivery, Done, Later, Settlement
 from bridge.errors import OutboxError
-from bridge.outbox import Due
+from bridge.outbox import Attempt, Due
 from bridge.outbox.jetstream.desk import Desk, together
 from bridge.outbox.jetstream.link import Pull, Stored
 from bridge.outbox.jetstream.shelf import Held, Shelf, monotonic
 from bridge.outbox.jetstream.streams import DELIVERIES, deliveries_consumer, is_consumer, sink_consumer
-from bridge.outbox.jetstream.wire import Decision, Made, Place, Waits, header, read, sink_token
+from bridge.outbox.jetstream.wire import Decision, Place, Waits, header, read, sink_token
 from bridge.outbox.transactions import ATTEMPT_RESPONSE, failure_of, outcome_word
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ class Handing:
 
     async def _record(self, held: Held, settlement: Settlement) -> None:
         reason, status, error, response = failure_of(settlement.outcome)
-        made = Made(
+        made = Attempt(
             number=settlement.delivery.attempt,
             at=settlement.started,
             duration=settlement.duration,

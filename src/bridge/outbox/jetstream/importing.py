@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from bridge.delivery import Route
 from bridge.errors import OutboxError
-from bridge.outbox import Accepted, Batch, Intake
+from bridge.outbox import Accepted, Batch
 from bridge.outbox.exchange import Exported, ExportedDelivery
 from bridge.outbox.jetstream.desk import Desk
 from bridge.outbox.jetstream.streams import DELIVERIES, EVENTS
 from bridge.outbox.jetstream.wire import Decision, Place, Taken, Waits, read
-from bridge.outbox.queries import stored_event
-from bridge.outbox.queue import Imported
+from bridge.outbox.queue import Imported, intakes
 
 
 async def take_in(
     desk: Desk, accept: Callable[[Batch], Awaitable[Accepted]], lines: Sequence[Exported], now: float
 ) -> Imported:
     """As if received now; what waits starts again as attempt 1, what is dead stays so."""
-    intakes = [
-        Intake(
-            line.source,
-            stored_event(line.unique_id, bytes(line.event)),
-            now,
-            True,
-            tuple(Route(each.rule, each.sink, each.order_key) for each in line.deliveries),
-        )
-        for line in lines
-    ]
-    accepted = await accept(Batch(intakes))
+    accepted = await accept(Batch(intakes(lines, now)))
     fresh = [line for line, new in zip(lines, accepted.fresh, strict=True) if new]
     dead = 0
     for line in fresh:

@@ -16,7 +16,7 @@ from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.pages import pages, uncounted
 from bridge.outbox.jetstream.pauses import pauses
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS
-from bridge.outbox.jetstream.wire import Letter, Made, Place, Taken, Waits, place_of, read
+from bridge.outbox.jetstream.wire import Letter, Place, Taken, Waits, place_of, read
 from bridge.outbox.queries import stored_event
 from bridge.outbox.queue import Queue, Shown
 from bridge.outbox.verify import Accounts, violations
@@ -211,7 +211,7 @@ class Questions:
         while stored := await desk.link.get(
             desk.stream(ATTEMPTS), subject=desk.subjects.attempts(place), seq=seq, direct=True
         ):
-            found.append(read(stored.headers, Made).attempt())
+            found.append(read(stored.headers, Attempt))
             seq = stored.seq + 1
         return tuple(found)
 

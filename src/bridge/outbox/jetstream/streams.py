@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,7 +231,3 @@ def sink_consumer(sink: str) -> str:
 
 async def deliveries_consumer(link: Link, subjects: Subjects, sink: str, *, anew: bool = False) -> str:
     return await consumer(link, DELIVERIES, sink_consumer(sink), subjects.deliveries(sink), anew=anew)
-
-
-def bytes_of(infos: Mapping[str, Mapping[str, Any]]) -> int:
-    return sum(int(each["state"]["bytes"]) for each in infos.values())

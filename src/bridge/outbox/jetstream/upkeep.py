@@ -11,7 +11,8 @@ from bridge.outbox.jetstream.letters import Letters
 from bridge.outbox.jetstream.link import Stored
 from bridge.outbox.jetstream.shelf import monotonic
 from bridge.outbox.jetstream.streams import ATTEMPTS, DEAD, DELIVERIES, EVENTS, SETTLED, SHARED, STATE
-from bridge.outbox.jetstream.wire import ROUTE_BITS, Decision, Place, Taken, place_of, read
+from bridge.outbox.jetstream.wire import Decision, Place, Taken, place_of, read
+from bridge.outbox.transactions import event_of
 
 COUNT_AGAIN = 5.0  # seconds after which bytes are counted anew: others store too
 SLOW = 0.5  # seconds for a list of what waits, above which it is used again
@@ -47,7 +48,7 @@ class Upkeep:
         first, end = await self._range(stream, lambda found: read(found.headers, Taken).received < before)
         if first == end:
             return
-        held = {row >> ROUTE_BITS for row in await self._held()}
+        held = {event_of(row) for row in await self._held()}
         kept = sorted(each for each in held if first <= each < end)
         routed = await self._routed()
         if not kept:

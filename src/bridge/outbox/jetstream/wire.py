@@ -14,17 +14,15 @@ it can be read without the body; the body is the event's.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from bridge.outbox import Attempt
+from bridge.ids import digest
+from bridge.outbox.transactions import ROUTE_BITS
 
-ROUTE_BITS = 20
 HEADER = "Bridge"
 NONE = "-"  # the token of no order key, or no notification
 
@@ -125,26 +123,10 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     response: str = ""
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An attempt that was made."""
-
-    number: int
-    at: float
-    duration: float
-    outcome: str
-    reason: str = ""
-    status: int | None = None
-    error: str = ""
-    response: str = ""
-
-    def attempt(self) -> Attempt:
-        return Attempt(**msgspec.structs.asdict(self))
-
-
 T = TypeVar("T")
 
 
-def header(what: msgspec.Struct) -> dict[str, str]:
+def header(what: object) -> dict[str, str]:
     """Raises UnicodeEncodeError for text that is none."""
     text = msgspec.json.encode(what).decode()
     return {HEADER: text if text.isascii() else json.dumps(json.loads(text), separators=(",", ":"))}
@@ -157,7 +139,7 @@ def read(headers: Mapping[str, str] | None, kind: type[T]) -> T:
 
 def token(text: str) -> str:
     """A subject's token for any text."""
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:20]).decode()[:26].lower()
+    return digest(text)
 
 
 def sink_token(sink: str) -> str:

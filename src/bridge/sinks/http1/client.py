@@ -75,10 +75,6 @@ def through(resolver: Resolver) -> Lookup:
     return look_up
 
 
-def family_of(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def in_turn(addresses: Sequence[Address]) -> list[Address]:
     """IPv6 and IPv4 by turns, beginning with the kind the resolver puts first (RFC 8305 §4)."""
     first = addresses[0].family if addresses else 0
