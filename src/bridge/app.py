@@ -120,6 +120,7 @@ class App:
             redactor,
             self.metrics,
             self.dispatchers.wake,
+            eager=self.dispatchers.eager,
             tell=self.report.tell,
             alerting=self._shares.passing if self._shares else self._engine,
             hand_over=self._shares.passing.hand_over if self._shares else nowhere,

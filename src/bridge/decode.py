@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgspec
@@ -69,7 +70,7 @@ class _Line(msgspec.Struct, gc=False):
 class _Envelope(msgspec.Struct, gc=False):
     name: str
     time: str = ""
-    identifiers: tuple[Identifiers, ...] = ()
+    identifiers: msgspec.Raw = msgspec.Raw(b"[]")
     unique_id: str = ""
 
 
@@ -92,6 +93,7 @@ class _Error(msgspec.Struct):
 
 _line = msgspec.json.Decoder(_Line)
 _envelope = msgspec.json.Decoder(_Envelope)
+_identifiers = msgspec.json.Decoder(tuple[Identifiers, ...])
 _error = msgspec.json.Decoder(_Error)
 _details = msgspec.json.Decoder(_Details)
 
@@ -112,22 +114,29 @@ class Decoder:
         frames: list[Frame] = []
         begin = 0
         while (end := chunk.find(b"\n", begin)) >= 0:
-            line = chunk[begin:end]
+            is_whole = not (self._partial or self._skipping) and end - begin <= self._max_line
+            found = wrapped(chunk, begin, end) if is_whole else None
+            if found is not None:
+                frames.append(found)
+            elif end > begin or not is_whole or self._is_sse:
+                frames.extend(self._line(chunk[begin:end]))
             begin = end + 1
-            if self._skipping:
-                self._skipping = False
-                continue
-            if self._partial:
-                line = b"".join((*self._partial, line))
-                self._partial, self._size = [], 0
-            if len(line) > self._max_line:
-                frames.append(Malformed(f"line longer than {self._max_line} bytes"))
-            elif line[:1] == b"{":
-                frames.append(frame(line))
-            elif line or self._is_sse:
-                frames.extend(self._frames(line))
-        frames.extend(self._keep(chunk[begin:] if begin else chunk))
+        if begin < len(chunk):
+            frames.extend(self._keep(chunk[begin:] if begin else chunk))
         return frames
+
+    def _line(self, line: bytes) -> Iterator[Frame]:
+        """What *line* says, which ends what was kept before it."""
+        if self._skipping:
+            self._skipping = False
+            return
+        if self._partial:
+            line = b"".join((*self._partial, line))
+            self._partial, self._size = [], 0
+        if len(line) > self._max_line:
+            yield Malformed(f"line longer than {self._max_line} bytes")
+        elif line or self._is_sse:
+            yield from self._frames(line)
 
     def close(self) -> list[Frame]:
         """The frame of a last line without its end; a torn one is no error, the stream was cut."""
@@ -138,7 +147,7 @@ class Decoder:
 
     def _keep(self, rest: bytes) -> Iterator[Frame]:
         """Hold on to the beginning of a line, up to the limit; then skip to its end."""
-        if self._skipping or not rest:
+        if self._skipping:
             return
         self._partial.append(rest)
         self._size += len(rest)
@@ -167,17 +176,25 @@ def is_sse(line: bytes) -> bool:
     return line.partition(b":")[0] in (b"", b"event", b"data", b"id", b"retry")
 
 
-def frame(line: bytes) -> Frame:
-    """What one JSON object on the stream says.
+def wrapped(chunk: bytes, begin: int, end: int) -> Event | StreamStart | None:
+    """The frame that `chunk[begin:end]` is, if it is one as The Things Stack writes them.
 
-    What The Things Stack writes is cut out without being read: if what is inside the braces is one object
-    and nothing else, the line was that object as `result`. So an event is decoded once.
+    It is cut out without being read: if what is inside the braces is one object and nothing else, the line
+    was that object as `result`. So an event is copied once and decoded once.
     """
-    if line.startswith(WRAPPED) and line.endswith(b"}}"):
-        try:
-            return result(line[len(WRAPPED) : -1])
-        except FrameError:
-            pass  # not what it looked like
+    if not (chunk.startswith(WRAPPED, begin) and chunk.endswith(b"}}", begin, end)):
+        return None
+    try:
+        return result(chunk[begin + len(WRAPPED) : end - 1])
+    except FrameError:
+        return None
+
+
+def frame(line: bytes) -> Frame:
+    """What one JSON object on the stream says."""
+    found = wrapped(line, 0, len(line))
+    if found is not None:
+        return found
     try:
         read = _line.decode(line)
         if bytes(read.result):
@@ -202,6 +219,7 @@ def event(body: bytes) -> Event:
     """The event that the JSON object *body* is; raises FrameError."""
     try:
         read = _envelope.decode(body)
+        identifiers = identified(bytes(read.identifiers))
     except (msgspec.DecodeError, RecursionError):
         raise FrameError("not an event") from None
     try:
@@ -213,7 +231,13 @@ def event(body: bytes) -> Event:
         unique_id = managed_id(read.name, time_ns, body)
     elif not unique_id:
         unique_id = "sha256-" + hashlib.sha256(body).hexdigest()
-    return Event(read.name, read.time, time_ns, unique_id, read.identifiers, body)
+    return Event(read.name, read.time, time_ns, unique_id, identifiers, body)
+
+
+@lru_cache(4096)
+def identified(raw: bytes) -> tuple[Identifiers, ...]:
+    """The very same object for the same *raw* JSON: what is known of it is then found by identity."""
+    return _identifiers.decode(raw)
 
 
 def managed_id(name: str, time_ns: int, body: bytes) -> str:

@@ -17,6 +17,9 @@ Kind: TypeAlias = Literal["device", "gateway", "application", "organization", "u
 KINDS: tuple[Kind, ...] = ("device", "gateway", "application", "organization", "user", "client")
 """In the order in which an event's order key and path are chosen (DESIGN.md §2.3)."""
 
+SCALE: tuple[int, ...] = tuple(10 ** (9 - digits) for digits in range(10))
+"""Nanoseconds in the last digit of a fraction of a second, by the number of its digits."""
+
 
 class Entity(NamedTuple):
     """Something with an id in The Things Stack; a device's id is `application/device`."""
@@ -201,7 +204,7 @@ def nanoseconds(text: str) -> int:
     if text[19:20] == "." and text[-1:] == "Z" and fraction.isdigit() and fraction.isascii():
         if len(fraction) > 9:
             raise ValueError("fraction of a second must be 1 to 9 digits")
-        return _seconds(text[:19]) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+        return _second(text[:19]) + int(fraction) * SCALE[len(fraction)]
     whole, _, rest = text.partition(".")
     if not rest:
         return int(datetime.fromisoformat(text).replace(microsecond=0).timestamp()) * 1_000_000_000
@@ -217,9 +220,9 @@ def nanoseconds(text: str) -> int:
 
 
 @lru_cache(maxsize=256)
-def _seconds(text: str) -> int:
-    """Seconds since 1970 of a date and time in UTC; events of one second come together."""
-    return int(datetime.fromisoformat(text + "+00:00").timestamp())
+def _second(text: str) -> int:
+    """Nanoseconds since 1970 of a date and time in UTC; events of one second come together."""
+    return int(datetime.fromisoformat(text + "+00:00").timestamp()) * 1_000_000_000
 
 
 def rfc3339(ns: int) -> str:

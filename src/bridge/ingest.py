@@ -91,6 +91,8 @@ class Ingest:
     metrics: Metrics
     wake: Callable[[frozenset[str], Mapping[str, Sequence[Delivery]]], None]
     ordered: frozenset[str] = frozenset()
+    eager: Callable[[], frozenset[str] | None] = lambda: None
+    """The sinks that would take at once what is stored now; None for all."""
     storing: bool = True
     """False while the disk does not take what is read."""
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -118,7 +120,7 @@ class Ingest:
             taken = [first, *waiting(readings, BATCH_LIMIT - 1)]
             rules = self.rules()
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
-            matched = [rules.select(arrival.event) for arrival in arrivals]
+            matched = list(map(rules.select, [arrival.event for arrival in arrivals]))
             left_out = [rules.left_out(arrival.event) for arrival in arrivals]
             sights = [self.alerting.look(arrival.event) for arrival in arrivals]
             intakes = [
@@ -135,7 +137,7 @@ class Ingest:
             states = self.alerting.rows()
             if not (intakes or states or any(not isinstance(reading, Tick) for reading in taken)):
                 continue
-            accepted = await self._store(batch(taken, intakes, states))
+            accepted = await self._store(batch(taken, intakes, states, self.eager()))
             self._count(matched, left_out, accepted)
             self._trace(intakes, accepted)
             self.alerted(notices, accepted)
@@ -233,10 +235,10 @@ class Ingest:
     def _count(
         self, matched: Sequence[tuple[Rule, ...]], left_out: Sequence[tuple[str, ...]], accepted: Accepted
     ) -> None:
-        fresh = (
-            rule.name for wanted, new in zip(matched, accepted.fresh, strict=True) if new for rule in wanted
-        )
-        self.metrics.rule_matches.counts.update(fresh)
+        matches = self.metrics.rule_matches.of
+        for wanted, new in zip(matched, accepted.fresh, strict=True):
+            for rule in wanted if new else ():
+                matches[rule.name] += 1
         for names, new in zip(left_out, accepted.fresh, strict=False):
             for name in names if new else ():
                 self.metrics.events_dropped.labels(name, "true").inc()
@@ -281,6 +283,7 @@ def batch(
     readings: Sequence[Reading],
     intakes: Sequence[Intake],
     alerts: Mapping[AlertRow, bytes | None] | None = None,
+    eager: Collection[str] | None = None,
 ) -> Batch:
     """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
     cursors: dict[tuple[str, str], int] = {}
@@ -296,4 +299,4 @@ def batch(
             else:
                 cursors[key] = max(at, cursors.get(key, 0))
                 recent.setdefault(key, []).append(reading.event.unique_id)
-    return Batch(intakes, cursors, starts, recent, alerts or {})
+    return Batch(intakes, cursors, starts, recent, alerts or {}, eager)

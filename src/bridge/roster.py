@@ -118,6 +118,10 @@ class Dispatchers:
             if dispatcher is not None:
                 dispatcher.hand(ready.get(name, ()))
 
+    def eager(self) -> frozenset[str]:
+        """Sinks that would take what is stored now as it is."""
+        return frozenset(name for name, each in self.running.items() if each.is_caught_up)
+
     async def start(self, name: str, dispatching: Dispatching) -> None:
         """A dispatcher for the sink *name*; raises StartError if the sink cannot be opened."""
         dispatcher, member = await self._tasks.start(self._deliver, dispatching)

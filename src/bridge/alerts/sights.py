@@ -45,7 +45,7 @@ class AlertSet:
         self._names = Names(
             pattern for alert in self.alerts for each in alert.patterns() for pattern in each.names
         )
-        self._index = index([matcher for _, _, matcher in self._asked])
+        self._index = index(enumerate(matcher for _, _, matcher in self._asked))
         self._gate: dict[str, bool] = {}
         self._by = frozenset(alert.by for alert in self.alerts)
         self._hears = frozenset(

@@ -24,7 +24,7 @@ from bridge.delivery import (
     Settlement,
 )
 from bridge.dispatch.concurrency import Concurrency
-from bridge.dispatch.gathering import Gathering, limits_of, room
+from bridge.dispatch.gathering import READY, Gathering, limits_of, room
 from bridge.dispatch.pausing import Pausing
 from bridge.dispatch.settling import STORE_RETRY, Settling
 from bridge.dispatch.telling import Telling
@@ -80,8 +80,7 @@ class Dispatcher:
         self._taken: set[int] = set()
         self._more = True
         """The store may hold something that is due and not taken."""
-        self._resting = False
-        """It does not, and nobody is asking it."""
+        self._reading = False
         self._gathering = Gathering(limits_of(sink))
         self._next_due = math.inf
         self._unreadable = False
@@ -98,10 +97,16 @@ class Dispatcher:
         self._more = True
         self._wake.set()
 
+    @property
+    def is_caught_up(self) -> bool:
+        """Has all that is due in the store been taken, and is there room for more?"""
+        if self._more or self._reading or self.pause or self._settling.failing:
+            return False
+        return len(self._taken) < READY and self._next_due > self._now()
+
     def hand(self, deliveries: Sequence[Delivery]) -> None:
         """All that was stored just now: taken as it is if nothing older waits, else read in its turn."""
-        fits = len(self._taken) + len(deliveries) <= self._prefetch
-        if deliveries and fits and self._resting and not self._more:
+        if deliveries and self.is_caught_up and len(self._taken) + len(deliveries) <= READY:
             fresh = [each for each in deliveries if each.row not in self._taken]
             self._taken.update(each.row for each in fresh)
             self._gathering.put(fresh)
@@ -170,7 +175,7 @@ class Dispatcher:
     async def _fetch(self, limit: int) -> tuple[Delivery, ...]:
         """Deliveries due now, marked as taken."""
         now = self._now()
-        self._more, self._next_due = False, math.inf
+        self._more, self._next_due, self._reading = False, math.inf, True
         try:
             due = await self._outbox.due(
                 self.sink.name, now=now, horizon=self._policy.max, limit=limit, taken=self._taken
@@ -179,6 +184,8 @@ class Dispatcher:
             self._unread(error)
             self._next_due = now + STORE_RETRY
             return ()
+        finally:
+            self._reading = False
         if self._unreadable:
             self._unreadable = False
             log.info("deliveries can be read again", sink=self.sink.name)
@@ -203,22 +210,19 @@ class Dispatcher:
         return scope.cancelled_caught
 
     async def _sleep_until_due(self) -> None:
-        self._resting = self.pause is None
-        try:
-            if await self._sleep(min(RECHECK, self._next_due - self._now())):
-                self._more = True
-        finally:
-            self._resting = False
+        if await self._sleep(min(RECHECK, self._next_due - self._now())):
+            self._more = True
 
     async def _slot(self) -> None:
-        while deliveries := await self._gathering.take():
+        while deliveries := self._gathering.at_once() or await self._gathering.take():
             while self._running >= self._concurrency.limit:
                 self._held_back += 1
                 await self._freed.wait()
                 self._held_back -= 1
             self._running += 1
             try:
-                await self._attempt_unless_held(deliveries)
+                if mine := self._sendable(deliveries):
+                    await self._attempt(mine)
             finally:
                 self._running -= 1
                 if self._held_back:
@@ -226,17 +230,16 @@ class Dispatcher:
                     self._freed = anyio.Event()
             self._release(deliveries)
 
-    async def _attempt_unless_held(self, deliveries: Sequence[Delivery]) -> None:
-        if self._stopping or self.pause or self._settling.failing:
-            self._more = True
-        else:
-            mine = [each for each in deliveries if self._outbox.holds(each)]
-            self._more |= len(mine) < len(deliveries)
-            if mine:
-                await self._attempt(mine)
+    def _sendable(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Those that may be sent now; the others are to be read again."""
+        held = self._stopping or self.pause or self._settling.failing
+        mine = () if held else [each for each in deliveries if self._outbox.holds(each)]
+        self._more |= len(mine) < len(deliveries)
+        return mine
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
-        self._taken.difference_update(delivery.row for delivery in deliveries)
+        for each in deliveries:
+            self._taken.discard(each.row)
         if self._is_due() and self._has_room():
             self._wake.set()
 
@@ -282,7 +285,10 @@ class Dispatcher:
             )
             for delivery, outcome in zip(deliveries, outcomes, strict=True)
         ]
-        pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
+        pause: Pause | None = None
+        for outcome in outcomes:
+            if isinstance(outcome, Pause):
+                pause = pause or outcome
         if pause:
             await self._pausing.begin(pause, now, probe=probe)
         if self._adaptive:
@@ -308,7 +314,7 @@ class Dispatcher:
     async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:
             if len(deliveries) == 1 or not isinstance(self.sink, BatchSink):
-                return [await self.sink.send(delivery) for delivery in deliveries]
+                return [await self.sink.send(deliveries[0])]
             outcomes = await self.sink.send_batch(deliveries)
             if len(outcomes) != len(deliveries):
                 raise ValueError("not one outcome for each delivery")

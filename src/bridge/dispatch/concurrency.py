@@ -35,12 +35,16 @@ class Concurrency:
 
         Requests that were already on their way at the last cut say nothing new of the smaller limit.
         """
-        found = list(outcomes)
-        if any(is_overload(outcome) for outcome in found):
-            if started >= self._cut_at:
-                self.allowed = max(1.0, self.allowed / 2)
-                self._cut_at = now
-        elif any(isinstance(outcome, Delivered) for outcome in found):
+        has_delivered = False
+        for outcome in outcomes:
+            if isinstance(outcome, Delivered):
+                has_delivered = True
+            elif is_overload(outcome):
+                if started >= self._cut_at:
+                    self.allowed = max(1.0, self.allowed / 2)
+                    self._cut_at = now
+                return
+        if has_delivered:
             self.allowed = min(float(self.most), self.allowed + 1.0 / self.allowed)
 
 

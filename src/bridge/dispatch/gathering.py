@@ -12,6 +12,7 @@ from bridge.sinks import BatchLimits, BatchSink, Sink
 
 ALONE = BatchLimits()
 READY = 4096  # deliveries held ready for a sink at most: some 8 MB of usual events
+LEAST = 256  # read ahead at least: a read costs as much as some twenty deliveries
 
 
 def limits_of(sink: Sink) -> BatchLimits:
@@ -19,9 +20,9 @@ def limits_of(sink: Sink) -> BatchLimits:
 
 
 def room(sink: Sink) -> int:
-    """How many deliveries to hold ready: two for each place, as many as a place takes, but not for ever."""
+    """How many deliveries to read ahead: two for each place, as many as a place takes, but not for ever."""
     places = 2 * sink.max_in_flight
-    return max(16, places, min(places * limits_of(sink).max_events, READY))
+    return max(LEAST, places, min(places * limits_of(sink).max_events, READY))
 
 
 class Gathering:
@@ -47,13 +48,12 @@ class Gathering:
         self._closed = True
         self._came.set()
 
-    async def take(self) -> Sequence[Delivery]:
-        """The next deliveries to attempt together; none when nothing more will come.
+    def at_once(self) -> Sequence[Delivery]:
+        """A single one that is ready is taken without a turn: whoever waits in its turn looks again."""
+        return [self._ready.popleft()] if self._ready and self._limits.max_events == 1 else ()
 
-        A single one that is ready is taken without a turn: whoever waits in its turn looks again.
-        """
-        if self._ready and self._limits.max_events == 1:
-            return [self._ready.popleft()]
+    async def take(self) -> Sequence[Delivery]:
+        """The next deliveries to attempt together; none when nothing more will come."""
         async with self._turn:
             await self._more(0)
             limits = self._limits

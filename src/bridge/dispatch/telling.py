@@ -29,8 +29,8 @@ class Telling:
         self._last_failure: float | None = None
         self._last_dead = -math.inf
         self._example_due = -math.inf
-        self._latency = metrics.delivery_latency.labels(sink)
-        self._end_to_end = metrics.end_to_end_latency.labels(sink)
+        self._latency = metrics.delivery_latency.of[sink]
+        self._end_to_end = metrics.end_to_end_latency.of[sink]
 
     def observe(self, settled: Settlement, now: float) -> None:
         name, delivery = self._sink, settled.delivery

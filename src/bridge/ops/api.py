@@ -46,7 +46,7 @@ def api_routes(parts: Parts) -> list[Route]:
 
     async def rules(request: Request) -> Response:
         """The rules with `q` in their name, most matches first, and how many there are."""
-        wanted, hits = request.query_params.get("q", "").lower(), parts.metrics.rule_matches.counts
+        wanted, hits = request.query_params.get("q", "").lower(), parts.metrics.rule_matches.of
         found = [rule for rule in parts.config().rule_set.rules if wanted in rule.name.lower()]
         first = heapq.nlargest(RULES, found, key=lambda rule: hits[rule.name])
         shown = [{"name": rule.name, "send": rule.send, "matches": hits[rule.name]} for rule in first]

@@ -56,6 +56,8 @@ class Batch:
     recent: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
     alerts: Mapping[AlertRow, bytes | None] = field(default_factory=dict)
     """What alerts remember, as JSON; None for what they forget."""
+    eager: Collection[str] | None = None
+    """The sinks that would take new deliveries at once (`Accepted.ready`); None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Accepted:
     superseded: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Rule and sink to the notifications that gave way to newer ones."""
     ready: Mapping[str, Sequence[Delivery]] = field(default_factory=dict)
-    """Of some sinks all new deliveries, as `due` would give them now: a sink at rest is spared the read."""
+    """Of some eager sinks all new deliveries, as `due` would give them now: they are spared the read."""
 
 
 @dataclass(frozen=True, slots=True)

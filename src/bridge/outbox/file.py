@@ -23,8 +23,8 @@ MIGRATIONS: tuple[str, ...] = ((files("bridge.outbox") / "sqlite.sql").read_text
 RESERVE = 64 << 20  # bytes kept back so that settling goes on when the disk is full (DESIGN.md §3)
 MARGIN = 4 << 20  # bytes that have to be free beside the reserve, or it would fill the disk itself
 BUSY = 10_000  # ms a connection waits for another's lock: reading commands hold theirs for microseconds
-LOG_PAGES = 4000  # pages of write-ahead log after which it is brought into the file: 16 MB
-PAGE = 4096  # bytes
+LOG_PAGES = 2000  # pages of write-ahead log after which it is brought into the file: 16 MB
+PAGE = 8192  # bytes
 CACHE = 8 << 10  # KiB of pages a connection keeps in memory
 
 NETWORK = frozenset(

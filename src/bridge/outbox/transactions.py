@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -52,9 +53,11 @@ WAIT_IN_ORDER = f"""
 """
 """A delivery waits behind the others of its order key."""
 
-READY = 16  # events of a batch up to which its deliveries are handed on; a larger one says it is busy
-AT_ONCE = 32
+AT_ONCE = (256, 64, 16, 4, 1)
 """Rows a statement writes: for each one the thread lets go of the interpreter and has to get it back."""
+
+FURTHER = "ON CONFLICT DO UPDATE SET time_ns = max(time_ns, excluded.time_ns), recent = excluded.recent"
+"""A cursor never moves back."""
 
 PROMOTE = """
 UPDATE deliveries SET due = ifnull(
@@ -88,9 +91,9 @@ class Transaction:
     def finish(self) -> None:
         """What is still to be written before the commit."""
         settle(self, self.settlements)
-        self.db.executemany(
-            "INSERT INTO totals VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-            [(*total, value) for total, value in self.moves.items() if value],
+        moved = [(*total, value) for total, value in self.moves.items() if value]
+        insert(
+            self.db, "INSERT INTO totals", moved, "ON CONFLICT DO UPDATE SET value = value + excluded.value"
         )
 
 
@@ -99,20 +102,20 @@ def ids(of: Iterable[object]) -> str:
     return msgspec.json.encode(list(of)).decode()
 
 
-def insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
-    """*rows* all of one length, *into* as in `INSERT INTO t`."""
-    whole = len(rows) - len(rows) % AT_ONCE
-    for first in range(0, whole, AT_ONCE):
-        values = [value for row in rows[first : first + AT_ONCE] for value in row]
-        db.execute(inserting(into, len(rows[0]), AT_ONCE), values)
-    if whole < len(rows):
-        db.executemany(inserting(into, len(rows[0]), 1), rows[whole:])
+def insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]], conflict: str = "") -> None:
+    """*rows* all of one length, *into* as in `INSERT INTO t`, *conflict* as in `ON CONFLICT DO NOTHING`."""
+    first = 0
+    for count in AT_ONCE:
+        while len(rows) - first >= count:
+            values = tuple(chain.from_iterable(rows[first : first + count]))
+            db.execute(inserting(into, len(rows[0]), count, conflict), values)
+            first += count
 
 
 @cache
-def inserting(into: str, columns: int, rows: int) -> str:
+def inserting(into: str, columns: int, rows: int, conflict: str) -> str:
     row = f"({', '.join('?' * columns)})"
-    return f"{into} VALUES {', '.join([row] * rows)}"
+    return f"{into} VALUES {', '.join([row] * rows)} {conflict}"
 
 
 def event_of(row: int) -> int:
@@ -123,26 +126,32 @@ def event_of(row: int) -> int:
 def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
     """Store *batch*; *window* in seconds."""
     fresh = new_ones(tx.db, batch.intakes, window)
-    counts = Counter(
-        (intake.source, "duplicate" if not new else "accepted" if intake.matched else "unmatched")
-        for intake, new in zip(batch.intakes, fresh, strict=True)
-    )
-    for (source, counted), count in counts.items():
-        tx.move("source", source, received=count, **{counted: count})
-    kept = [intake for intake, new in zip(batch.intakes, fresh, strict=True) if new and intake.matched]
-    ready = ready_of(tx, kept) if len(kept) <= READY else {}
+    kept = list[Intake]()
+    for intake, new in zip(batch.intakes, fresh, strict=True):
+        tx.moves["source", intake.source, "received"] += 1
+        if new and intake.matched:
+            kept.append(intake)
+        else:
+            tx.moves["source", intake.source, "unmatched" if new else "duplicate"] += 1
+    for source, count in Counter(intake.source for intake in kept).items():
+        tx.move("source", source, accepted=count)
+    ready = ready_of(tx, kept, batch.eager)
     sinks = store(tx, kept) if kept else frozenset[str]()
     move_cursors(tx.db, batch)
     return Accepted(fresh, sinks, ready=ready)
 
 
-def ready_of(tx: Transaction, intakes: Sequence[Intake]) -> dict[str, list[Delivery]]:
+def ready_of(
+    tx: Transaction, intakes: Sequence[Intake], eager: Collection[str] | None
+) -> dict[str, list[Delivery]]:
     """What `store` is about to store, but for sinks that get something which may have to wait."""
     found: dict[str, list[Delivery]] = {}
     waits = set[str]()
     for number, intake in enumerate(intakes, tx.next_event()):
         event, source, received = intake.event, intake.source, intake.received
         for row, route in enumerate(distinct(intake.routes), number << ROUTE_BITS):
+            if eager is not None and route.sink not in eager:
+                continue
             if route.order_key is not None or route.supersedes is not None:
                 waits.add(route.sink)
             name = delivery_id(event.unique_id, route.rule, route.sink)
@@ -206,15 +215,10 @@ def distinct(routes: Sequence[Route]) -> Sequence[Route]:
 
 def move_cursors(db: sqlite3.Connection, batch: Batch) -> None:
     """Forward only; *starts* only where there is none."""
-    db.executemany(
-        "INSERT INTO cursors (source, identifier, time_ns) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        [(*key, storable(at)) for key, at in batch.starts.items()],
-    )
-    db.executemany(
-        "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
-        " SET time_ns = max(time_ns, excluded.time_ns), recent = excluded.recent",
-        [(*key, storable(at), ids(last_ids(db, key, batch))) for key, at in batch.cursors.items()],
-    )
+    starts = [(*key, storable(at)) for key, at in batch.starts.items()]
+    insert(db, "INSERT INTO cursors (source, identifier, time_ns)", starts, "ON CONFLICT DO NOTHING")
+    moved = [(*key, storable(at), ids(last_ids(db, key, batch))) for key, at in batch.cursors.items()]
+    insert(db, "INSERT INTO cursors", moved, FURTHER)
 
 
 def storable(ns: int) -> int:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from bridge.event import Event
+from bridge.event import Event, Identifiers
 from bridge.pattern.leaves import Why
-from bridge.rules.index import index
+from bridge.rules.index import Drawer, index
 from bridge.rules.matcher import Matcher, Subject, Wide, never
 from bridge.rules.names import Names
 
 OWN = ("bridge.", "notification.")
 """Names no event stream of The Things Stack has."""
 
+
+Envelope: TypeAlias = tuple[str, tuple[Identifiers, ...]]
+KNOWN = 4096  # envelopes of which it is remembered who wants them
 
 LINTS: Mapping[str, str] = {
     "unknown-name": "a name, or a pattern of names, that no event of The Things Stack v3.32 has",
@@ -81,6 +84,12 @@ class Rule:
         if self.unless is not None:
             yield from self.unless.blocks()
 
+    @property
+    def is_shallow(self) -> bool:
+        """Does it judge by name and identifiers alone?"""
+        unless = self.unless is None or self.unless.is_shallow
+        return self.match.is_shallow and unless and self.sample is None
+
     def mismatch(self, subject: Subject) -> Why | None:
         """Why the rule does not want *subject*: the first clause that failed; None if it does.
 
@@ -96,6 +105,25 @@ class Rule:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Filed:
+    """Some of *rules*, by their *numbers*, with an index of their own."""
+
+    rules: tuple[Rule, ...]
+    numbers: Sequence[int]
+    index: Drawer
+
+    @classmethod
+    def of(cls, rules: tuple[Rule, ...], numbers: Sequence[int]) -> _Filed:
+        return cls(rules, numbers, index((number, rules[number].match) for number in numbers))
+
+    def wanting(self, subject: Subject) -> tuple[int, ...]:
+        """The numbers of those that want *subject*, in order."""
+        found: set[int] = set()
+        self.index.find(subject, found)
+        return tuple(number for number in sorted(found) if self.rules[number].mismatch(subject) is None)
+
+
 class RuleSet:
     """Rules ready to be asked; what they were asked before makes the next answer quick, and changes none."""
 
@@ -103,7 +131,10 @@ class RuleSet:
         self.rules = rules
         self._wide = wide
         self._names = Names(pattern for rule in rules for each in rule.matchers() for pattern in each.names)
-        self._index = index([rule.match for rule in rules])
+        self._shallow = _Filed.of(rules, [number for number, rule in enumerate(rules) if rule.is_shallow])
+        self._deep = _Filed.of(rules, [number for number, rule in enumerate(rules) if not rule.is_shallow])
+        self._known: dict[Envelope, tuple[Sequence[int], tuple[Rule, ...]]] = {}
+        """What shallow rules want of events with this name and these identifiers."""
         self._samples = {rule.name: rule.sample for rule in rules if rule.sample}
         whole = tuple(replace(rule, sample=None) for rule in rules if rule.sample)
         self._whole = RuleSet(whole, wide) if whole else None
@@ -118,11 +149,17 @@ class RuleSet:
 
     def select(self, event: Event) -> tuple[Rule, ...]:
         """The rules that want *event*, in their order."""
-        subject = self.subject(event)
-        found: set[int] = set()
-        self._index.find(subject, found)
-        candidates = [self.rules[number] for number in sorted(found)]
-        return tuple(rule for rule in candidates if rule.mismatch(subject) is None)
+        envelope = event.name, event.identifiers
+        known = self._known.get(envelope)
+        if known is None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            numbers = self._shallow.wanting(self.subject(event))
+            known = self._known[envelope] = numbers, tuple(self.rules[number] for number in numbers)
+        if not self._deep.numbers:
+            return known[1]
+        deep = self._deep.wanting(self.subject(event))
+        return tuple(self.rules[number] for number in sorted((*known[0], *deep))) if deep else known[1]
 
     def left_out(self, event: Event) -> tuple[str, ...]:
         """The names of rules that would want *event* if their `sample` took it."""

@@ -9,7 +9,7 @@ candidate. The candidates still have to be judged: the index only leaves out who
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -75,9 +75,9 @@ class Drawer:
                     yield "=", wanted.path, each
 
 
-def index(matchers: Sequence[Matcher]) -> Drawer:
-    """File *matchers* under their numbers."""
-    filed = [(number, demands(matcher)) for number, matcher in enumerate(matchers)]
+def index(matchers: Iterable[tuple[int, Matcher]]) -> Drawer:
+    """File matchers under their numbers."""
+    filed = [(number, demands(matcher)) for number, matcher in matchers]
     return _drawer(filed, DEPTH)
 
 

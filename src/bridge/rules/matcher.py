@@ -117,6 +117,11 @@ class Matcher:
         inner = [block.name_patterns() for block in self.any]
         return tuple(pattern for each in inner for pattern in each) if all(inner) else ()
 
+    @property
+    def is_shallow(self) -> bool:
+        """Does it ask for name and identifiers alone?"""
+        return self.content is None and all(block.is_shallow for block in self.any)
+
     def blocks(self) -> Iterator[Matcher]:
         """The matcher itself and all blocks of `any` in it."""
         yield self

@@ -118,12 +118,15 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     retry_after: str | None
 
 
-async def post(to: Target, body: bytes, headers: Mapping[str, str]) -> Answer | Outcome:
-    """One POST: the answer, or the outcome of not getting one. Redirects are not followed."""
+async def post(to: Target, body: bytes, headers: Mapping[str, str], head: bytes = b"") -> Answer | Outcome:
+    """One POST: the answer, or the outcome of not getting one. Redirects are not followed.
+
+    *head*: more headers, by `fields`.
+    """
     if to.refused:
         return _refusal(to.refused)
     try:
-        response = await to.client.post(body, headers)
+        response = await to.client.post(body, headers, head)
     except (AnswerError, OSError, ValueError) as error:
         return failed(error)
     text = without(response.body.decode(errors="replace"), to.hidden) if response.body else ""

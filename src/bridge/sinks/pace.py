@@ -39,6 +39,7 @@ class Pace:
     def __init__(
         self, rate: float | None, burst: int = 1, *, clock: Callable[[], float] = anyio.current_time
     ) -> None:
+        self.is_limited = rate is not None
         self._interval = 1.0 / rate if rate else 0.0
         self._ahead = max((burst - 1) * self._interval, GRAIN if rate else 0.0)
         self._full = 0.0

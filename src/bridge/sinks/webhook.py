@@ -25,6 +25,7 @@ from bridge.retry import http_outcome, retry_after
 from bridge.sinks import BatchLimits, guard, signing
 from bridge.sinks.batch import batch_id, by_halves, chunks, in_turn
 from bridge.sinks.http import Answer, HttpUrl, SecretUrl, Target, post, target
+from bridge.sinks.http1 import fields
 from bridge.sinks.pace import Pace, Rate
 from bridge.sinks.settings import RetryConfig
 from bridge.tls import TlsConfig, context
@@ -190,6 +191,7 @@ class Webhook:
         self._encoder = config.encoder(hosts)
         self._keys = [signing.key(secret.get_secret_value()) for secret in config.secret]
         self._headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+        self._heads: dict[str, bytes] = {}
         self._to = to
         self._now = now
         self._pace = Pace(config.rate_limit)
@@ -225,20 +227,25 @@ class Webhook:
         return await self._post(payload, batch_id([each.delivery.id for each in elements]))
 
     async def _post(self, payload: Payload, message_id: str) -> Outcome:
-        if not await self._pace.turn():
+        if self._pace.is_limited and not await self._pace.turn():
             return self._paused
-        outcome = await self._request(payload, message_id)
+        signed = signing.headers(self._keys, message_id, int(self._now()), payload.body)
+        head = self._head(payload.content_type)
+        answer = await post(self._to, payload.body, {**payload.headers, **signed}, head)
+        outcome = self._judged(answer) if isinstance(answer, Answer) else answer
         if isinstance(outcome, Pause):
             self._paused = outcome
             self._pace.release()
         return outcome
 
-    async def _request(self, payload: Payload, message_id: str) -> Outcome:
-        signed = signing.headers(self._keys, message_id, int(self._now()), payload.body)
-        headers = {"Content-Type": payload.content_type, **payload.headers, **self._headers, **signed}
-        answer = await post(self._to, payload.body, headers)
-        if not isinstance(answer, Answer):
-            return answer
+    def _head(self, content_type: str) -> bytes:
+        """The headers that are the same for all of *content_type*."""
+        found = self._heads.get(content_type)
+        if found is None:
+            found = self._heads[content_type] = fields({"Content-Type": content_type, **self._headers})
+        return found
+
+    def _judged(self, answer: Answer) -> Outcome:
         wait = retry_after(answer.retry_after, self._now())
         return http_outcome(answer.status, response=answer.body, retry_after=wait)
 

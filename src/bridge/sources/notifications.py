@@ -210,9 +210,9 @@ class NotificationsSource:
 
     async def _hand_over(self, each: Notification, mark: int) -> None:
         """*mark* is where the mark may move with it; 0 if some may have slipped past that are older."""
-        await self._feed.event(each.event, {key(self._user): mark} if mark else {})
-        lag = self._feed.now() - each.created / 1e9
-        self._metrics.source_lag.labels(self.name).set(max(0.0, lag))
+        arrival = self._feed.arrival(each.event, {key(self._user): mark} if mark else {})
+        await self._feed.send(arrival)
+        self._metrics.source_lag.of[self.name] = max(0.0, arrival.received - each.created / 1e9)
         self._taken[each.id] = each.created
         if mark:
             self._mark = max(mark, self._mark or 0)

@@ -81,7 +81,7 @@ class ReplaySource:
             await self._wait_for(began, (latest - first) / 1e9)
             event = frame if self._config.verbatim else self._renew(frame, frame.time_ns - first + began_ns)
             received = self._now()
-            self._metrics.source_last_event.labels(self.name).set(received)
+            self._metrics.source_last_event.of[self.name] = received
             await into.send(Arrival(self.name, event, received))
 
     def _malformed(self, frame: Malformed) -> None:

@@ -18,13 +18,15 @@ from anyio.abc import TaskGroup
 from bridge.clock import loop_clock
 from bridge.decode import Frame, Malformed, StreamStart, is_sparse
 from bridge.errors import SourceError
-from bridge.event import Entity, Event
+from bridge.event import Entity, Event, Identifiers
+from bridge.sources import Arrival
 from bridge.sources.evidence import Evidence
 from bridge.sources.feed import Feed
 from bridge.sources.followed import Followed, Seen
 from bridge.sources.names import Asked, mark, without
 from bridge.sources.pace import Pace
 from bridge.sources.plan import carriers
+from bridge.sources.turns import FULL_SOON
 from bridge.sources.upstream import Stream, Upstream
 
 log = structlog.get_logger()
@@ -33,6 +35,7 @@ SECOND = 1_000_000_000  # ns
 OPENING = 30.0  # seconds in which the server has to send the start event
 LINGER = 1.0  # seconds a stream stays beside its successor: what it has under way may be in no history
 QUIET = 2.0  # seconds without an old event after the newest known one
+REMEMBERED = 4096  # names and identifiers of which a stream knows for whom it carries them
 LONGEST = 60.0  # seconds for one replay: a server part with a slow clock makes old events for ever
 
 
@@ -74,6 +77,7 @@ class Opened:
     last_old: float = 0.0
     """When the last event older than the start came."""
     skip_before: int = 0
+    _brought: dict[tuple[str, tuple[Identifiers, ...]], list[Followed]] = field(default_factory=dict)
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +86,18 @@ class Opened:
     def clock_ns(self, now: float) -> int:
         """The server's clock."""
         return self.start_ns + int((now - self.start) * SECOND)
+
+    def brought_by(self, event: Event, propagates: Mapping[str, bool]) -> list[Followed]:
+        """The entities of this stream that it carried *event* for; *propagates* as of `carriers`."""
+        asked = event.name, event.identifiers
+        found = self._brought.get(asked)
+        if found is None:
+            if len(self._brought) >= REMEMBERED:
+                self._brought.clear()
+            entities = self.wanted.entities
+            found = [entities[each] for each in carriers(event, entities, propagates)]
+            self._brought[asked] = found
+        return found
 
     async def calm(self, overlap: float) -> bool:
         """Return when history has been replayed, as far as one can tell; False if the stream ended before.
@@ -107,7 +123,8 @@ class Opened:
 class Streams:
     """The streams of one source. *overlap* and *keep* in seconds, *propagates* as of `carriers`.
 
-    *busy* is called with an entity whenever events came by it, *heard* with every event that is new.
+    *busy* is called with an entity by which FULL_SOON events or more came, *heard* with every event that is
+    new.
     """
 
     def __init__(
@@ -131,7 +148,7 @@ class Streams:
         self.open_streams: set[Opened] = set()
         self._upstream = upstream
         self._feed = feed
-        self._lag = feed.metrics.source_lag.labels(feed.name)
+        self._lags = feed.metrics.source_lag.of
         self._overlap = overlap
         self._propagates = propagates
         self._busy = busy
@@ -198,7 +215,12 @@ class Streams:
                     self.pace.told(stream.budget)
                     async with closing(stream.frames()) as frames:
                         async for frame in frames:
-                            await self._meet(opened, stream, frame)
+                            if isinstance(frame, Event):
+                                arrival = self._take(opened, frame)
+                                if arrival is not None and not self._feed.put(arrival):
+                                    await self._feed.wait(arrival)
+                            else:
+                                await self._meet(opened, stream, frame)
             opened.error = opened.error or SourceError("the server closed the stream", kind="ended")
         except SourceError as error:
             opened.error = error
@@ -208,9 +230,7 @@ class Streams:
             opened.ended.set()
 
     async def _meet(self, opened: Opened, stream: Stream, frame: Frame) -> None:
-        if isinstance(frame, Event):
-            await self._take(opened, frame)
-        elif isinstance(frame, StreamStart):
+        if isinstance(frame, StreamStart):
             await self._begin(opened, stream, frame)
         elif isinstance(frame, Malformed):
             self._feed.malformed(frame)
@@ -239,40 +259,47 @@ class Streams:
             each.streams += by
         self._feed.metrics.source_connected.labels(self._feed.name).set(bool(self.open_streams))
 
-    async def _take(self, opened: Opened, event: Event) -> None:
-        """Judge one event and hand it over.
+    def _take(self, opened: Opened, event: Event) -> Arrival | None:
+        """What is handed over of one event, if it is wanted.
 
         History has no events from before *after*: an older one has come late, and is news.
         """
         now = self._time()
         wanted = opened.wanted
-        brought_by = [wanted.entities[each] for each in carriers(event, wanted.entities, self._propagates)]
+        brought_by = opened.brought_by(event, self._propagates)
         already = self.seen.add(event.unique_id, now)
         old = event.time_ns < opened.start_ns
         if old:
             opened.last_old = now
-        if old and event.time_ns >= (wanted.after or 0):
-            is_late = wanted.is_live and now - opened.start >= LINGER
-            self._testify(opened, event, brought_by, already or is_late)
-            if event.time_ns < opened.skip_before:
-                return
-            if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
-                return
-            if wanted.replay and not already:
-                self._recover(event, brought_by)
-        elif not old and wanted.is_live:
-            self._lag.set(max(0, opened.clock_ns(now) - event.time_ns) / SECOND)
+            if event.time_ns >= (wanted.after or 0) and not self._is_history(opened, event, already, now):
+                return None
+        elif wanted.is_live:
+            self._lags[self._feed.name] = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
         if not already:
             self._heard(event)
             for each in brought_by:
                 each.events += 1
-                self._busy(each)
+                if each.events >= FULL_SOON:
+                    self._busy(each)
         elif wanted.is_live and not (old and now - opened.start < LINGER):
             came_live(event, wanted, brought_by)
         cursors = self._move(opened, event, brought_by, now) if wanted.is_live else {}
         if cursors and not self._is_marked:
             cursors[self.mark], self._is_marked = opened.clock_ns(now), True
-        await self._feed.event(event, cursors, sparse=old and is_sparse(event))
+        return self._feed.arrival(event, cursors, sparse=old and is_sparse(event))
+
+    def _is_history(self, opened: Opened, event: Event, already: bool, now: float) -> bool:
+        """Note *event* of the replay; is it wanted?"""
+        wanted, brought_by = opened.wanted, opened.brought_by(event, self._propagates)
+        is_late = wanted.is_live and now - opened.start >= LINGER
+        self._testify(opened, event, brought_by, already or is_late)
+        if event.time_ns < opened.skip_before:
+            return False
+        if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
+            return False
+        if wanted.replay and not already:
+            self._recover(event, brought_by)
+        return True
 
     def _testify(self, opened: Opened, event: Event, brought_by: Iterable[Followed], already: bool) -> None:
         for each in brought_by:

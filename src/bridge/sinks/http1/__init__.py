@@ -81,21 +81,21 @@ def target_of(url: str) -> str:
 
 def request_line(method: str, target: str, headers: Mapping[str, str]) -> bytes:
     """A request's beginning that is the same each time; `request` puts the rest behind it."""
-    return f"{method} {target} HTTP/1.1\r\n{_fields(headers)}".encode()
+    return f"{method} {target} HTTP/1.1\r\n".encode() + fields(headers)
 
 
-def request(beginning: bytes, headers: Mapping[str, str], body: bytes) -> bytes:
-    """One request, whole; raises ValueError for a header that would be two."""
-    fields = f"{_fields(headers)}Content-Length: {len(body)}\r\n\r\n"
-    return b"".join((beginning, fields.encode(), body))
+def request(beginning: bytes, headers: Mapping[str, str], body: bytes, head: bytes = b"") -> bytes:
+    """One request, whole; *head*: more headers, by `fields`. Raises ValueError for one that would be two."""
+    return b"".join((beginning, head, fields(headers), b"Content-Length: %d\r\n\r\n" % len(body), body))
 
 
-def _fields(headers: Mapping[str, str]) -> str:
+def fields(headers: Mapping[str, str]) -> bytes:
+    """*headers* as lines; raises ValueError for one that would be two."""
     text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     lines = len(headers)
     if text.count("\n") != lines or text.count("\r") != lines or "\0" in text:
         raise ValueError("a header holds the end of a line")
-    return text
+    return text.encode()
 
 
 def connect_request(to: Origin, user_agent: str, authorization: str | None) -> bytes:

@@ -120,6 +120,7 @@ class Client:
         self._keep = keep
         self._user_agent = headers.get("User-Agent", "")
         self._beginning = self._line(headers)
+        self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self._remembered: tuple[float, Sequence[Address]] = (0.0, ())
@@ -135,20 +136,22 @@ class Client:
                 fields["Proxy-Authorization"] = self._proxy.authorization
         return request_line("POST", target, fields)
 
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> Response:
-        """The answer to one POST; raises OSError (TimeoutError among them), AnswerError or ValueError.
+    async def post(self, body: bytes, headers: Mapping[str, str], head: bytes = b"") -> Response:
+        """The answer to one POST with *headers* and *head*, which is more of them, by `fields`.
+
+        Raises OSError (TimeoutError among them), AnswerError or ValueError.
 
         If a connection that was kept turns out to be closed before any answer, the request is written once
         more on a new one: the receiver most likely closed it as we wrote, and if not, `webhook-id` tells it
         (RFC 9110 §9.2.2).
         """
-        whole = request(self._beginning, headers, body)
-        now = asyncio.get_running_loop().time()
+        whole = request(self._beginning, headers, body, head)
+        now = self._loop.time()
         deadline = now + self._timeout
         connection = self._kept(now)
         if connection is not None:
             try:
-                return await self._exchange(connection, whole, deadline)
+                return self._ended(connection, await connection.exchange(whole, deadline))
             except TimeoutError:
                 raise
             except (OSError, AnswerError):
@@ -156,7 +159,7 @@ class Client:
                     raise
         connection = await self._connect(deadline)
         try:
-            return await self._exchange(connection, whole, deadline)
+            return self._ended(connection, await connection.exchange(whole, deadline))
         except ConnectionError:
             if self._to.scheme == "https":
                 await self._refusal(deadline)
@@ -176,13 +179,13 @@ class Client:
         if isinstance(connection.lost, ssl.SSLError):
             raise connection.lost
 
-    async def _exchange(self, connection: Connection, whole: bytes, deadline: float) -> Response:
-        response = await connection.exchange(whole, deadline)
+    def _ended(self, connection: Connection, response: Response) -> Response:
+        """*response*; its connection is kept if it may be."""
         if not response.reusable or not connection.is_open or len(self._idle) >= self._keep_idle:
             connection.abort()
         else:
             idle = IDLE if response.idle is None else min(IDLE, response.idle - MARGIN)
-            connection.idle_until = asyncio.get_running_loop().time() + idle
+            connection.idle_until = self._loop.time() + idle
             self._idle.append(connection)
         return response
 
