@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Protocol, TypeVar
 
 import anyio
@@ -121,11 +122,11 @@ class Ingest:
             rules = self.rules()
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
             matched = list(map(rules.select, [arrival.event for arrival in arrivals]))
-            left_out = [rules.left_out(arrival.event) for arrival in arrivals]
+            left_out = [rules.left_out(arrival.event) for arrival in arrivals] if rules.samples else ()
             sights = [self.alerting.look(arrival.event) for arrival in arrivals]
             intakes = [
                 intake(arrival, wanted, self.redactor, self.ordered, is_seen=bool(seen or skipped))
-                for arrival, wanted, skipped, seen in zip(arrivals, matched, left_out, sights, strict=True)
+                for arrival, wanted, seen, skipped in zip_longest(arrivals, matched, sights, left_out)
             ]
             self.recent.extend(arrival.event for arrival in arrivals[-RECENT:])
             notices = await self._judge(taken, intakes, sights)
@@ -286,17 +287,20 @@ def batch(
     eager: Collection[str] | None = None,
 ) -> Batch:
     """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
-    cursors: dict[tuple[str, str], int] = {}
     starts: dict[tuple[str, str], int] = {}
+    times: dict[tuple[str, str], list[int]] = {}
     recent: dict[tuple[str, str], list[str]] = {}
     for reading in readings:
-        if not isinstance(reading, Arrival | Started):
-            continue
-        for identifier, at in reading.cursors.items():
-            key = reading.source, identifier
-            if isinstance(reading, Started):
-                starts.setdefault(key, at)
-            else:
-                cursors[key] = max(at, cursors.get(key, 0))
-                recent.setdefault(key, []).append(reading.event.unique_id)
+        if isinstance(reading, Arrival):
+            for identifier, at in reading.cursors.items():
+                key = reading.source, identifier
+                if key in times:
+                    times[key].append(at)
+                    recent[key].append(reading.event.unique_id)
+                else:
+                    times[key], recent[key] = [at], [reading.event.unique_id]
+        elif isinstance(reading, Started):
+            for identifier, at in reading.cursors.items():
+                starts.setdefault((reading.source, identifier), at)
+    cursors = {key: max(0, *found) for key, found in times.items()}
     return Batch(intakes, cursors, starts, recent, alerts or {}, eager)

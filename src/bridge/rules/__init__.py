@@ -135,7 +135,7 @@ class RuleSet:
         self._deep = _Filed.of(rules, [number for number, rule in enumerate(rules) if not rule.is_shallow])
         self._known: dict[Envelope, tuple[Sequence[int], tuple[Rule, ...]]] = {}
         """What shallow rules want of events with this name and these identifiers."""
-        self._samples = {rule.name: rule.sample for rule in rules if rule.sample}
+        self.samples = {rule.name: rule.sample for rule in rules if rule.sample}
         whole = tuple(replace(rule, sample=None) for rule in rules if rule.sample)
         self._whole = RuleSet(whole, wide) if whole else None
 
@@ -166,7 +166,7 @@ class RuleSet:
         if self._whole is None:
             return ()
         wanted = (rule.name for rule in self._whole.select(event))
-        return tuple(name for name in wanted if not self._samples[name].takes(event.unique_id))
+        return tuple(name for name in wanted if not self.samples[name].takes(event.unique_id))
 
     def names(self) -> list[str]:
         """What to ask The Things Stack for, exact names and `/regex/`; empty means everything."""

@@ -79,8 +79,10 @@ class Followed:
 
     def move(self, at_ns: int, unique_id: str) -> None:
         """The cursor moves to *at_ns* because of *unique_id*; never back."""
-        self.cursor_ns = max(at_ns, self.cursor_ns or 0)
-        self.recent, self.is_blind = (*(self.recent or ()), unique_id)[-RECENT:], False
+        if self.cursor_ns is None or at_ns > self.cursor_ns:
+            self.cursor_ns = max(0, at_ns)
+        kept = self.recent[1 - RECENT :] if self.recent else ()
+        self.recent, self.is_blind = (*kept, unique_id), False
 
 
 @dataclass(slots=True)
@@ -100,8 +102,9 @@ class Seen:
         number = hash(unique_id)
         if number in self._young:
             return True
-        self._young[number] = self._old.get(number, now)
-        return number in self._old
+        before = self._old.get(number)
+        self._young[number] = now if before is None else before
+        return before is not None
 
     def before(self, unique_id: str, at: float) -> bool:
         """Had it come before *at*?"""

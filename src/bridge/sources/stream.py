@@ -35,6 +35,7 @@ SECOND = 1_000_000_000  # ns
 OPENING = 30.0  # seconds in which the server has to send the start event
 LINGER = 1.0  # seconds a stream stays beside its successor: what it has under way may be in no history
 QUIET = 2.0  # seconds without an old event after the newest known one
+STIRRED = 10  # events of an entity between two calls of `busy`
 REMEMBERED = 4096  # names and identifiers of which a stream knows for whom it carries them
 LONGEST = 60.0  # seconds for one replay: a server part with a slow clock makes old events for ever
 
@@ -268,24 +269,25 @@ class Streams:
         wanted = opened.wanted
         brought_by = opened.brought_by(event, self._propagates)
         already = self.seen.add(event.unique_id, now)
+        clock_ns = opened.clock_ns(now)
         old = event.time_ns < opened.start_ns
         if old:
             opened.last_old = now
             if event.time_ns >= (wanted.after or 0) and not self._is_history(opened, event, already, now):
                 return None
         elif wanted.is_live:
-            self._lags[self._feed.name] = max(0, opened.clock_ns(now) - event.time_ns) / SECOND
+            self._lags[self._feed.name] = max(0, clock_ns - event.time_ns) / SECOND
         if not already:
             self._heard(event)
             for each in brought_by:
                 each.events += 1
-                if each.events >= FULL_SOON:
+                if each.events >= FULL_SOON and each.events % STIRRED == 0:
                     self._busy(each)
         elif wanted.is_live and not (old and now - opened.start < LINGER):
             came_live(event, wanted, brought_by)
-        cursors = self._move(opened, event, brought_by, now) if wanted.is_live else {}
+        cursors = self._move(opened, event, brought_by, now, clock_ns) if wanted.is_live else {}
         if cursors and not self._is_marked:
-            cursors[self.mark], self._is_marked = opened.clock_ns(now), True
+            cursors[self.mark], self._is_marked = clock_ns, True
         return self._feed.arrival(event, cursors, sparse=old and is_sparse(event))
 
     def _is_history(self, opened: Opened, event: Event, already: bool, now: float) -> bool:
@@ -316,14 +318,14 @@ class Streams:
             self._feed.metrics.source_recovered.labels(self._feed.name).inc()
 
     def _move(
-        self, opened: Opened, event: Event, brought_by: Iterable[Followed], now: float
+        self, opened: Opened, event: Event, brought_by: Iterable[Followed], now: float, clock_ns: int
     ) -> dict[str, int]:
         """Where cursors move: never past the server's clock, and not while anything still replays.
 
         While they stand still the ids beside them go on, unless history is unread: it is they that prove it.
         """
         is_calm = now - opened.last_old >= self._overlap
-        at = min(event.time_ns, opened.clock_ns(now))
+        at = min(event.time_ns, clock_ns)
         moved: dict[str, int] = {}
         for each in brought_by:
             if each.cursor_ns is not None and not each.is_unread:
