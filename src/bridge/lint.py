@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bridge.alerts import Alert
 from bridge.catalogue import DATA, Catalogue, EventName, Wire
@@ -138,11 +139,19 @@ def _places(
     """*matcher* and the blocks of `any` in it, which are about no more names than it."""
     names = outer
     if matcher.names:
-        among = catalogue.names.values() if outer is None else outer
-        names = tuple(each for each in among if any(pattern.holds(each.name) for pattern in matcher.names))
+        fitting = _fitting(catalogue, matcher.names)
+        names = fitting if outer is None else tuple(each for each in outer if each in fitting)
     yield _Place(matcher, path, names)
     for number, block in enumerate(matcher.any):
         yield from _places(block, (*path, "any", number), catalogue, names)
+
+
+@lru_cache(maxsize=200)
+def _fitting(catalogue: Catalogue, patterns: tuple[NamePattern, ...]) -> tuple[EventName, ...]:
+    """The events that have a name of *patterns*: thousands of rules ask for the same few."""
+    return tuple(
+        each for each in catalogue.names.values() if any(pattern.holds(each.name) for pattern in patterns)
+    )
 
 
 def _at(place: _Place, patterns: Sequence[NamePattern], number: int) -> Path:
@@ -177,7 +186,7 @@ def _exact_name(name: str, at: Path, catalogue: Catalogue) -> Found:
 def _unheard(place: _Place, catalogue: Catalogue) -> Found:
     patterns = place.matcher.names
     for number, pattern in enumerate(patterns):
-        fitting = [each for each in catalogue.names.values() if pattern.holds(each.name)]
+        fitting = _fitting(catalogue, (pattern,))
         if fitting and not any(each.in_application_stream for each in fitting):
             advice = 'no application stream carries this; follow the devices (devices: "*") or gateways too'
             yield "unheard", _at(place, patterns, number), advice
