@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+import bridge.lean  # noqa: F401  # before whatever else imports httpx or structlog
 from bridge import logs
 from bridge.commands.terminal import CANNOT, WRONG, fail
 from bridge.errors import BridgeError, ConfigError
