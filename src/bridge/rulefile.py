@@ -15,7 +15,7 @@ from bridge.reading import Reading, did_you_mean
 from bridge.rules import LINTS, Example, Rule, Sample
 from bridge.rules.matcher import Matcher
 from bridge.rules.matchfile import block, is_as_written
-from bridge.yamltext import Document, Path
+from bridge.yamltext import Document, Path, anew
 from bridge.yamltext import parse as parse_yaml
 
 FILE_KEYS = ("rules", "alerts")
@@ -108,6 +108,7 @@ class _Reader:
     def __init__(self, reading: Reading, sinks: Collection[str] | None) -> None:
         self.reading = reading
         self.sinks = sinks
+        self.texts: dict[str, str] = {}
 
     def wrong(self, path: Path, advice: str) -> None:
         self.reading.wrong(path, advice)
@@ -125,13 +126,13 @@ class _Reader:
         self.unique_names(top)
         return tuple(rules), tuple(each for each in alerts if each is not None)
 
-    def entries(self, top: Mapping[str, Any], section: str) -> list[tuple[int, Any]]:
+    def entries(self, top: Mapping[str, Any], section: str) -> Iterator[tuple[int, Any]]:
         may_lack = section == "alerts" or "alerts" in top or not top
         found = top.get(section, [] if may_lack else None)
         if not isinstance(found, list):
             self.wrong((section,), f"must be a list of {section}, each beginning with - name:")
-            return []
-        return list(enumerate(found))
+            return iter(())
+        return ((number, anew(each, self.texts)) for number, each in enumerate(found))
 
     def unique_names(self, top: Mapping[str, Any]) -> None:
         """Of rules and alerts together."""

@@ -5,7 +5,6 @@ YAML 1.2's core schema, not PyYAML's 1.1: `off` and `2026-01-01` are strings, `1
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,43 +13,11 @@ from typing import Any, TypeAlias
 import yaml
 
 from bridge.errors import ConfigError, Mistake
+from bridge.yamlnodes import Composer, is_merge, whole
 
 Path: TypeAlias = tuple[str | int, ...]
 
 MAX_NODES = 1_000_000  # aliases of aliases grow without end; no file of ours comes near
-
-
-DEEPEST = 200  # levels that libyaml's composer gets: it calls itself for each, on the C stack
-
-
-class _Loader(yaml.SafeLoader):
-    """Composes only; `yaml_implicit_resolvers` is the core schema of YAML 1.2.2 §10.3.2."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # as in PyYAML
-
-
-class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same in C, where PyYAML was built with libyaml: 10,000 rules in 0.9 s instead of 2.9."""
-
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-for tag, pattern, first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{tag}",
-        re.compile(f"^(?:{pattern})$"),
-        list(first),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +66,8 @@ def parse(text: str, file: str, as_written: Callable[[Path], bool] = lambda _pat
     file: an application may be called `off`, `0123` or `26000000`. So do all mapping keys. A null
     stays null everywhere.
     """
-    reader = _Reader(file, as_written)
     try:
-        root = composed(text)
-        value = reader.read(root, ()) if root is not None else None
+        reader = _read(text, file, as_written)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
@@ -114,30 +79,20 @@ def parse(text: str, file: str, as_written: Callable[[Path], bool] = lambda _pat
         raise ConfigError([Mistake(file, 0, "", "nested too deeply")]) from None
     if reader.mistakes:
         raise ConfigError(reader.mistakes)
-    return Document(file, value, reader.lines)
+    return Document(file, reader.value, reader.lines)
 
 
-def composed(text: str) -> yaml.Node | None:
-    """The nodes of *text*; raises YAMLError, always PyYAML's own, whose texts `_NAMING` knows."""
+def _read(text: str, file: str, as_written: Callable[[Path], bool]) -> _Reader:
+    """What has read *text*; raises YAMLError, always PyYAML's own, whose texts `_NAMING` knows."""
     try:
-        if is_shallow(text):
-            return yaml.compose(text, _FastLoader)
-    except yaml.YAMLError:
-        pass  # said again below, in the words of one parser
-    return yaml.compose(text, _Loader)
-
-
-def is_shallow(text: str) -> bool:
-    """Is nothing nested deeper than DEEPEST? A million brackets would end the process; raises YAMLError."""
-    depth = 0
-    for event in yaml.parse(text, _FastLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                return False
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-    return True
+        reader = _Reader(file, as_written)
+        for root in Composer(text).roots():
+            reader.value = reader.read(root, ())
+    except yaml.YAMLError:  # said again, in the words of one parser
+        reader = _Reader(file, as_written)
+        if (tree := whole(text)) is not None:
+            reader.value = reader.read(tree, ())
+    return reader
 
 
 _NAMING = (
@@ -160,6 +115,7 @@ class _Reader:
     def __init__(self, file: str, as_written: Callable[[Path], bool]) -> None:
         self.file = file
         self.as_written = as_written
+        self.value: Any = None
         self.lines: dict[Path, int] = {}
         self.mistakes: list[Mistake] = []
         self.nodes = 0
@@ -179,27 +135,32 @@ class _Reader:
         return self.read(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        """Merged keys first, so that the lines of the mapping's own keys win as their values do."""
         values: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
         for key, child in node.value:
-            if key.tag.endswith(":merge"):
-                values = self.merged(child, path) | values
-        own: set[str] = set()
-        for key, child in node.value:
-            if key.tag.endswith(":merge"):
-                continue
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
+            if is_merge(key):
+                merged.append(child)
+            elif not isinstance(key, yaml.ScalarNode):
                 self.mistakes.append(Mistake(self.file, line, dotted(path), "a key must be a word"))
-                continue
-            name = copied(key.value)
-            if name in own:
+            elif key.value in values:
                 advice = "key appears twice; keep one"
-                self.mistakes.append(Mistake(self.file, line, dotted((*path, name)), advice))
-                continue
-            own.add(name)
-            self.lines[(*path, name)] = line
-            values[name] = self.read(child, (*path, name))
+                self.mistakes.append(Mistake(self.file, line, dotted((*path, key.value)), advice))
+            else:
+                name = sys.intern(key.value)
+                at = (*path, name)
+                self.lines[at] = line
+                values[name] = self.read(child, at)
+        return self.below(merged, path, values) if merged else values
+
+    def below(self, merged: Sequence[yaml.Node], path: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """*values* over what is *merged*; so with their lines."""
+        lines, self.lines = self.lines, {}
+        for child in merged:
+            values = self.merged(child, path) | values
+            for at, line in self.lines.items():
+                lines.setdefault(at, line)
+        self.lines = lines
         return values
 
     def merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
@@ -214,7 +175,7 @@ class _Reader:
         return values
 
     def scalar(self, node: yaml.Node, path: Path) -> Any:
-        text = copied(node.value)
+        text: str = node.value
         kind = node.tag.rpartition(":")[2]
         if kind == "null":
             return None
@@ -228,9 +189,22 @@ class _Reader:
             return None
 
 
-def copied(text: str) -> str:
-    """*text* as an object of its own, one for all that are equal: the node's would keep its tree's memory."""
-    return sys.intern(text.encode(errors="surrogatepass").decode(errors="surrogatepass"))
+def anew(value: Any, texts: dict[str, str]) -> Any:
+    """*value* of a document as objects of its own, of equal *texts* one.
+
+    What is kept of a document that is not would lie all over its memory, and none of that would go back to
+    the system: 10 MB for 10,000 rules.
+    """
+    if isinstance(value, str):
+        if value not in texts:
+            copy = value.encode(errors="surrogatepass").decode(errors="surrogatepass")
+            texts[copy] = copy
+        return texts[value]
+    if isinstance(value, dict):
+        return {anew(key, texts): anew(each, texts) for key, each in value.items()}
+    if isinstance(value, list):
+        return [anew(each, texts) for each in value]
+    return value
 
 
 def _float(text: str) -> float:
