@@ -110,6 +110,21 @@ class Latencies(Collector):
         return HistogramMetricFamily(self._name, self._text, labels=("sink",))
 
 
+class Dropped(Numbers):
+    """How often `sample` left out what a rule matched, which is intentional; nothing else is dropped."""
+
+    def __init__(self) -> None:
+        text = "Events a rule matched and did not send: left out by sample (intentional), or lost."
+        super().__init__(CounterMetricFamily, "bridge_events_dropped_total", text, "rule")
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=(self._label, "intentional"))
+        for rule, number in self.of.items():
+            family.add_metric((rule, "true"), number)
+            family.add_metric((rule, "false"), 0)
+        yield family
+
+
 class Metrics:
     """The counters and gauges that parts of bridge move themselves.
 
@@ -215,11 +230,8 @@ class Metrics:
             "Events the rule could not be judged on.",
             "rule",
         )
-        self.events_dropped = counter(
-            "bridge_events_dropped_total",
-            "Events a rule matched and did not send: left out by sample (intentional), or lost.",
-            ("rule", "intentional"),
-        )
+        self.events_dropped = Dropped()
+        registry.register(self.events_dropped)
         self.alerts = gauge("bridge_alerts", "Keys of each alert, by state.", ("alert", "state"))
         self.alert_notifications = counter(
             "bridge_alert_notifications_total",
@@ -328,8 +340,7 @@ class Metrics:
         for name in rules:
             self.rule_matches.of[name] += 0
             self.rule_errors.of[name] += 0
-            for intentional in ("true", "false"):
-                self.events_dropped.labels(name, intentional)
+            self.events_dropped.of[name] += 0
 
     def notified(self, rule: str, sink: str, outcome: str, count: int = 1) -> None:
         """Count what became of a notification, if *rule* is an alert that tells *sink*."""
