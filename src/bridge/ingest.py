@@ -273,7 +273,7 @@ def intake(
     event = arrival.event
     avoided = spared(event)
     routes = [Route(rule.name, sink) for rule in wanted for sink in rule.send if sink != avoided]
-    if not ordered.isdisjoint(route.sink for route in routes):
+    if ordered and not ordered.isdisjoint(route.sink for route in routes):
         key = order_key(event, arrival.source)
         routes = [route._replace(order_key=key) if route.sink in ordered else route for route in routes]
     stored = redactor.redact(event) if routes else event

@@ -365,7 +365,7 @@ def row(title: str, runs: Sequence[Measured]) -> None:
     print(
         f"{title:58} {median(rates):9,.0f}/s ({rates[0]:,.0f} – {rates[-1]:,.0f})"
         f"  {median([r.cpu for r in runs]):5.2f} CPU s/10,000"
-        f"  p50 {median([r.p50 for r in runs]):8.1f} ms  p99 {median([r.p99 for r in runs]):8.1f} ms"
+        f"  p50 {median([r.p50 for r in runs]):8.2f} ms  p99 {median([r.p99 for r in runs]):8.2f} ms"
         f"  {median([r.rss for r in runs]):4.0f} MB"
     )
 

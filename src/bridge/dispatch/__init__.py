@@ -26,7 +26,7 @@ from bridge.delivery import (
 from bridge.dispatch.concurrency import Concurrency
 from bridge.dispatch.gathering import READY, Gathering, limits_of, room
 from bridge.dispatch.pausing import Pausing
-from bridge.dispatch.settling import STORE_RETRY, Settling
+from bridge.dispatch.settling import EVERYBODY, STORE_RETRY, Settling
 from bridge.dispatch.telling import Telling
 from bridge.errors import OutboxError
 from bridge.metrics import Metrics
@@ -293,7 +293,7 @@ class Dispatcher:
             await self._pausing.begin(pause, now, probe=probe)
         if self._adaptive:
             self._concurrency.ended(outcomes, started=clock, now=ended)
-        await self._settling.store(settlements, soon=probe or self._is_awaited(settlements))
+        await self._settling.store(settlements, enough=1 if probe else self._enough(settlements)).wait()
         for each in settlements:
             if isinstance(each.verdict, Later):
                 self._next_due = min(self._next_due, each.verdict.due)
@@ -305,11 +305,15 @@ class Dispatcher:
             await self._pausing.end(now)
             self._wake.set()
 
-    def _is_awaited(self, settlements: Sequence[Settlement]) -> bool:
-        """Does anything wait for these to be on disk: a slot, the next of an entity, the next attempt?"""
-        return 2 * self._running >= self._concurrency.limit or not all(
-            isinstance(each.verdict, Done) and each.delivery.order_key is None for each in settlements
-        )
+    def _enough(self, settlements: Sequence[Settlement]) -> int:
+        """How many slots make a commit worth its while: where slots are scarce, half of those that run.
+
+        One, where the next of an entity or the next attempt waits for these.
+        """
+        for each in settlements:
+            if each.delivery.order_key is not None or not isinstance(each.verdict, Done):
+                return 1
+        return max(1, self._running // 2) if 2 * self._running >= self._concurrency.limit else EVERYBODY
 
     async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         try:

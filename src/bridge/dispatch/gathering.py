@@ -11,7 +11,7 @@ from bridge.delivery import Delivery
 from bridge.sinks import BatchLimits, BatchSink, Sink
 
 ALONE = BatchLimits()
-READY = 4096  # deliveries held ready for a sink at most: some 8 MB of usual events
+READY = 8192  # deliveries held ready for a sink at most: some 16 MB of usual events
 LEAST = 256  # read ahead at least: a read costs as much as some twenty deliveries
 
 

@@ -14,13 +14,15 @@ from bridge.outbox import Outbox
 
 log = structlog.get_logger()
 
-LINGER = 0.01  # seconds that settlements nobody waits for may wait for others: a commit is a disk sync
+LINGER = 0.01  # seconds that settlements may wait for others: a commit is a disk sync
+EVERYBODY = 1 << 30  # more than there are slots
 STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 
 
 @dataclass(slots=True)
 class _Commit:
     settlements: list[Settlement] = field(default_factory=list)
+    calls: int = 0
     hurried: anyio.Event = field(default_factory=anyio.Event)
     done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -38,14 +40,18 @@ class Settling:
         self._closing = False
         self._scope = anyio.CancelScope(shield=True)
 
-    async def store(self, settlements: Sequence[Settlement], *, soon: bool) -> None:
-        """Returns when they are on disk, however long that takes; not *soon*: others may come along."""
+    def store(self, settlements: Sequence[Settlement], *, enough: int) -> anyio.Event:
+        """What is set when they are on disk, however long that takes.
+
+        The commit begins at once if with this call as many as *enough* wait for it, else LINGER later.
+        """
         commit = self._next
         commit.settlements.extend(settlements)
+        commit.calls += 1
         self._asked.set()
-        if soon:
+        if commit.calls >= enough:
             commit.hurried.set()
-        await commit.done.wait()
+        return commit.done
 
     async def run(self) -> None:
         """Commit what comes, until `close`. Being cancelled is no reason to forget what was confirmed."""
