@@ -161,8 +161,26 @@ async def test_what_is_handed_over_is_sent_once_and_without_a_read(tmp_path: Pat
         assert outbox.sink_totals()["crm"].waiting == 0
 
 
+async def test_what_is_handed_over_while_others_are_in_flight_needs_no_read(tmp_path: Path) -> None:
+    """As long as nothing waits on the disk alone."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK], seconds=1.0, max_in_flight=1)
+        each = dispatcher(sink, outbox)
+        ids = [f"{number:02}" for number in range(50)]
+        async with running(each):
+            await anyio.sleep(1)
+            outbox.due = NotAsked()  # type: ignore[method-assign]
+            for unique_id in ids:
+                assert each.is_caught_up
+                each.hand((await fill(outbox, [unique_id])).ready["crm"])
+            await anyio.sleep(20)
+            del outbox.due
+            await anyio.sleep(40)
+        assert [unique_id for _, unique_id in sink.calls] == ids
+
+
 async def test_what_is_handed_over_does_not_overtake_what_waits(tmp_path: Path) -> None:
-    """Sixteen are held ready, and the last four read in their turn."""
+    """Seventeen large ones are held ready, and the last three read in their turn."""
     async with store(tmp_path, Disk()) as outbox:
         sink = ToldSink([OK], seconds=1.0, max_in_flight=1)
         each = dispatcher(sink, outbox)
@@ -170,8 +188,10 @@ async def test_what_is_handed_over_does_not_overtake_what_waits(tmp_path: Path) 
         async with running(each):
             await anyio.sleep(1)
             for unique_id in ids:
-                each.hand((await fill(outbox, [unique_id])).ready["crm"])
+                each.hand((await fill(outbox, [unique_id], name="a" * (1 << 20))).ready["crm"])
+            assert not each.is_caught_up
             await anyio.sleep(30)
+            assert each.is_caught_up
         assert [unique_id for _, unique_id in sink.calls] == ids
 
 
@@ -520,6 +540,24 @@ async def test_a_sink_that_cannot_keep_up_is_asked_for_less(tmp_path: Path) -> N
             await anyio.sleep(30)
             assert outbox.sink_totals()["crm"].waiting == 0
         assert sink.most == 16
+
+
+async def test_a_busy_sink_commits_once_half_of_what_runs_has_ended(tmp_path: Path) -> None:
+    """Not for the first of them; those that are left then need not be as many."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK], seconds=0.1, max_in_flight=8)
+        async with running(dispatcher(sink, outbox)) as each:
+            for number in range(8):
+                each.hand((await fill(outbox, [f"{number}"])).ready["crm"])
+                await anyio.sleep(0.001)
+            await anyio.sleep(0.0945)
+            assert outbox.sink_totals()["crm"].delivered == 0
+            await anyio.sleep(0.001)
+            assert outbox.sink_totals()["crm"].delivered == 4
+            await anyio.sleep(0.002)
+            assert outbox.sink_totals()["crm"].delivered == 6
+            await anyio.sleep(0.02)
+            assert outbox.sink_totals()["crm"].delivered == 8
 
 
 async def test_settlements_nobody_waits_for_share_a_commit(tmp_path: Path) -> None:

@@ -227,8 +227,8 @@ async def test_a_batch_that_fails_comes_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_in_flight", "max_events", "held"), [(1, 1, 256), (200, 1, 400), (1, 100, 256), (64, 10_000, 8192)]
+    ("max_in_flight", "max_events", "held"), [(1, 1, 16), (64, 1, 256), (1, 100, 400), (64, 10_000, 8192)]
 )
 def test_what_is_held_ready_is_enough_and_bounded(max_in_flight: int, max_events: int, held: int) -> None:
-    """For two rounds of all places."""
+    """For four rounds of all places."""
     assert room(Bulk(BatchLimits(max_events), max_in_flight=max_in_flight)) == held

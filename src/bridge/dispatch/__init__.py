@@ -24,7 +24,7 @@ from bridge.delivery import (
     Settlement,
 )
 from bridge.dispatch.concurrency import Concurrency
-from bridge.dispatch.gathering import READY, Gathering, limits_of, room
+from bridge.dispatch.gathering import READY, READY_BYTES, Gathering, limits_of, room
 from bridge.dispatch.pausing import Pausing
 from bridge.dispatch.settling import EVERYBODY, STORE_RETRY, Settling
 from bridge.dispatch.telling import Telling
@@ -102,7 +102,8 @@ class Dispatcher:
         """Has all that is due in the store been taken, and is there room for more?"""
         if self._more or self._reading or self.pause or self._settling.failing:
             return False
-        return len(self._taken) < READY and self._next_due > self._now()
+        has_room = len(self._taken) < READY and self._gathering.bytes < READY_BYTES
+        return has_room and self._next_due > self._now()
 
     def hand(self, deliveries: Sequence[Delivery]) -> None:
         """All that was stored just now: taken as it is if nothing older waits, else read in its turn."""

@@ -11,8 +11,8 @@ from bridge.delivery import Delivery
 from bridge.sinks import BatchLimits, BatchSink, Sink
 
 ALONE = BatchLimits()
-READY = 8192  # deliveries held ready for a sink at most: some 16 MB of usual events
-LEAST = 256  # read ahead at least: a read costs as much as some twenty deliveries
+READY = 8192  # deliveries held ready for a sink at most
+READY_BYTES = 16 << 20  # of their bodies at most, unless they are read
 
 
 def limits_of(sink: Sink) -> BatchLimits:
@@ -20,9 +20,9 @@ def limits_of(sink: Sink) -> BatchLimits:
 
 
 def room(sink: Sink) -> int:
-    """How many deliveries to read ahead: two for each place, as many as a place takes, but not for ever."""
-    places = 2 * sink.max_in_flight
-    return max(LEAST, places, min(places * limits_of(sink).max_events, READY))
+    """How many deliveries to read ahead: four for each place, as many as a place takes, but not for ever."""
+    places = 4 * sink.max_in_flight
+    return max(16, places, min(places * limits_of(sink).max_events, READY))
 
 
 class Gathering:
@@ -34,13 +34,17 @@ class Gathering:
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
+        self.bytes = 0
+        """Of the bodies that are ready."""
         self._ready: deque[Delivery] = deque()
         self._came = anyio.Event()
         self._closed = False
         self._turn = anyio.Lock(fast_acquire=True)
 
     def put(self, deliveries: Iterable[Delivery]) -> None:
-        self._ready.extend(deliveries)
+        for each in deliveries:
+            self._ready.append(each)
+            self.bytes += len(each.event.body)
         self._came.set()
 
     def close(self) -> None:
@@ -50,7 +54,7 @@ class Gathering:
 
     def at_once(self) -> Sequence[Delivery]:
         """A single one that is ready is taken without a turn: whoever waits in its turn looks again."""
-        return [self._ready.popleft()] if self._ready and self._limits.max_events == 1 else ()
+        return self._next(1) if self._ready and self._limits.max_events == 1 else ()
 
     async def take(self) -> Sequence[Delivery]:
         """The next deliveries to attempt together; none when nothing more will come."""
@@ -61,7 +65,12 @@ class Gathering:
                 with anyio.move_on_after(limits.max_wait):
                     while not self._is_full() and await self._more(len(self._ready)):
                         pass
-            return [self._ready.popleft() for _ in range(self._fitting())]
+            return self._next(self._fitting())
+
+    def _next(self, count: int) -> Sequence[Delivery]:
+        found = [self._ready.popleft() for _ in range(count)]
+        self.bytes -= sum([len(each.event.body) for each in found])
+        return found
 
     async def _more(self, than: int) -> bool:
         """Wait until there are more *than* so many; False if there never will be."""
