@@ -20,7 +20,7 @@ observed = st.lists(
 
 def lines(registry: CollectorRegistry) -> list[str]:
     """Without the times: of examples, and of when a series began."""
-    text = generate_latest(registry).decode()
+    text: str = generate_latest(registry).decode()  # type: ignore[no-untyped-call]
     return [
         line.rpartition(" ")[0] if "#" in line[1:] else line
         for line in text.splitlines()
