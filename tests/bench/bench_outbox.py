@@ -77,7 +77,7 @@ async def outbox(folder: Path, durability: Durability, size: int, items: Sequenc
     ):
         clock = Clock()
         for batch in batches(items, size):
-            await store.accept(Batch([Intake("eu1", event, NOW, True, ROUTE) for event in batch]))
+            await store.accept(Batch([Intake("eu1", event, NOW, True, ROUTE) for event in batch], eager=()))
         accepted, cpu_accept = clock.read()
         waiting: list[Delivery] = []
         while len(waiting) < len(items):

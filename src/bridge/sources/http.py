@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -54,16 +54,19 @@ def http_client(url: str, api_key: str, tls: TlsConfig) -> httpx.AsyncClient:
 
 @dataclass(frozen=True, slots=True)
 class HttpStream:
-    """The body of one answer, as frames."""
+    """The body of one answer, as frames.
 
-    response: httpx.Response
+    Read as the transport gives it: `aiter_raw` puts a layer over it that costs a twentieth of an event.
+    """
+
+    body: httpx.AsyncByteStream
     warnings: tuple[str, ...]
     budget: RateBudget | None
 
     async def frames(self) -> AsyncIterator[Frame]:
         decoder = Decoder()
         try:
-            async for chunk in self.response.aiter_raw():
+            async for chunk in self.body:
                 for frame in decoder.feed(chunk):
                     if isinstance(frame, ErrorFrame):
                         raise stream_error(frame)
@@ -98,7 +101,8 @@ class HttpUpstream:
                 if response.status_code != 200:
                     raise answer_error(response.status_code, await _head(response), response.headers)
                 warnings = tuple(response.headers.get_list("X-Warning"))
-                yield HttpStream(response, warnings, rate_budget(response.headers))
+                body = cast(httpx.AsyncByteStream, response.stream)  # an AsyncClient's
+                yield HttpStream(body, warnings, rate_budget(response.headers))
         except httpx.HTTPError as error:
             raise SourceError(f"cannot reach the server: {plain(error)}") from None
 
