@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -190,9 +190,11 @@ async def test_what_is_handed_over_does_not_overtake_what_waits(tmp_path: Path) 
             for unique_id in ids:
                 each.hand((await fill(outbox, [unique_id], name="a" * (1 << 20))).ready["crm"])
             assert not each.is_caught_up
+            await anyio.sleep(5)
+            each.hand((await fill(outbox, ["late"])).ready["crm"])
             await anyio.sleep(30)
             assert each.is_caught_up
-        assert [unique_id for _, unique_id in sink.calls] == ids
+        assert [unique_id for _, unique_id in sink.calls] == [*ids, "late"]
 
 
 async def test_what_is_handed_over_does_not_go_past_a_pause(tmp_path: Path) -> None:
@@ -220,6 +222,29 @@ async def test_what_was_read_before_it_was_handed_over_is_not_sent_twice(tmp_pat
             ready = (await fill(outbox, ["1"])).ready["crm"]
             each.wake()
             await anyio.sleep(1)
+            each.hand(ready)
+            await anyio.sleep(10)
+        assert len(sink.calls) == 1
+
+
+async def test_what_is_handed_over_while_it_is_read_is_not_sent_twice(tmp_path: Path) -> None:
+    """A read that takes its time brings it too."""
+    async with store(tmp_path, Disk()) as outbox:
+        sink = ToldSink([OK])
+        each = dispatcher(sink, outbox)
+        read = outbox.due
+
+        async def slow(name: str, **asked: Any) -> Due:
+            found = await read(name, **asked)
+            await anyio.sleep(1)
+            return found
+
+        async with running(each):
+            await anyio.sleep(5)
+            outbox.due = slow  # type: ignore[method-assign, assignment]
+            ready = (await fill(outbox, ["1"])).ready["crm"]
+            each.wake()
+            await anyio.sleep(0.5)
             each.hand(ready)
             await anyio.sleep(10)
         assert len(sink.calls) == 1
