@@ -121,7 +121,7 @@ class Ingest:
             taken = [first, *waiting(readings, BATCH_LIMIT - 1)]
             rules = self.rules()
             arrivals = [reading for reading in taken if isinstance(reading, Arrival)]
-            matched = list(map(rules.select, [arrival.event for arrival in arrivals]))
+            matched = [rules.select(arrival.event) for arrival in arrivals]
             left_out = [rules.left_out(arrival.event) for arrival in arrivals] if rules.samples else ()
             sights = [self.alerting.look(arrival.event) for arrival in arrivals]
             intakes = [
@@ -287,20 +287,16 @@ def batch(
     eager: Collection[str] | None = None,
 ) -> Batch:
     """One transaction of *readings*: the furthest each cursor moves, and where new ones start."""
+    cursors: dict[tuple[str, str], int] = {}
     starts: dict[tuple[str, str], int] = {}
-    times: dict[tuple[str, str], list[int]] = {}
     recent: dict[tuple[str, str], list[str]] = {}
     for reading in readings:
         if isinstance(reading, Arrival):
             for identifier, at in reading.cursors.items():
                 key = reading.source, identifier
-                if key in times:
-                    times[key].append(at)
-                    recent[key].append(reading.event.unique_id)
-                else:
-                    times[key], recent[key] = [at], [reading.event.unique_id]
+                cursors[key] = max(at, cursors.get(key, 0))
+                recent.setdefault(key, []).append(reading.event.unique_id)
         elif isinstance(reading, Started):
             for identifier, at in reading.cursors.items():
                 starts.setdefault((reading.source, identifier), at)
-    cursors = {key: max(0, *found) for key, found in times.items()}
     return Batch(intakes, cursors, starts, recent, alerts or {}, eager)

@@ -108,7 +108,7 @@ class Related:
         self, find: Find, *, attaches: Callable[[str], bool], redact: Callable[[Event], Event]
     ) -> None:
         self._find = find
-        self.attaches = attaches
+        self._attaches = attaches
         self._redact = redact
         self._questions: OrderedDict[tuple[str, str], _Question] = OrderedDict()
         self._paused: dict[str, float] = {}
@@ -116,7 +116,7 @@ class Related:
 
     async def prepare(self, delivery: Delivery) -> Delivery:
         """*delivery* as it is to be sent; never raises."""
-        if not self.attaches(delivery.rule):
+        if not self._attaches(delivery.rule):
             return delivery
         others: list[Event] = []
         for id in chain_ids(delivery.event):
@@ -131,7 +131,7 @@ class Related:
 
         async with anyio.create_task_group() as tasks:
             for place, each in enumerate(deliveries):
-                if self.attaches(each.rule):
+                if self._attaches(each.rule):
                     tasks.start_soon(at, place)
         return prepared
 
@@ -187,9 +187,7 @@ class RelatedSink:
         return self.sink.max_in_flight
 
     async def send(self, delivery: Delivery) -> Outcome:
-        if self.related.attaches(delivery.rule):
-            delivery = await self.related.prepare(delivery)
-        return await self.sink.send(delivery)
+        return await self.sink.send(await self.related.prepare(delivery))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +210,7 @@ class RelatedBatchSink:
         return self.sink.batch_limits
 
     async def send(self, delivery: Delivery) -> Outcome:
-        if self.related.attaches(delivery.rule):
-            delivery = await self.related.prepare(delivery)
-        return await self.sink.send(delivery)
+        return await self.sink.send(await self.related.prepare(delivery))
 
     async def send_batch(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         return await self.sink.send_batch(await self.related.prepare_all(deliveries))

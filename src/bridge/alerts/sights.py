@@ -71,7 +71,7 @@ class AlertSet:
 
     def sights(self, event: Event, redact: Callable[[Event], Event]) -> list[Sight]:
         """What each alert that looks at *event* sees; *redact* is asked before anything is kept of it."""
-        if self._gate.get(event.name) is False or not self.may_look(event.name):
+        if not self.may_look(event.name):
             return []
         subject = Subject(event, self._names, self._wide)
         numbers: set[int] = set()

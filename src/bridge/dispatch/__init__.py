@@ -286,10 +286,7 @@ class Dispatcher:
             )
             for delivery, outcome in zip(deliveries, outcomes, strict=True)
         ]
-        pause: Pause | None = None
-        for outcome in outcomes:
-            if isinstance(outcome, Pause):
-                pause = pause or outcome
+        pause = next((outcome for outcome in outcomes if isinstance(outcome, Pause)), None)
         if pause:
             await self._pausing.begin(pause, now, probe=probe)
         if self._adaptive:

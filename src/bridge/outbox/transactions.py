@@ -128,13 +128,11 @@ def accept(tx: Transaction, batch: Batch, window: float) -> Accepted:
     fresh = new_ones(tx.db, batch.intakes, window)
     kept = list[Intake]()
     for intake, new in zip(batch.intakes, fresh, strict=True):
+        counted = "duplicate" if not new else "accepted" if intake.matched else "unmatched"
         tx.moves["source", intake.source, "received"] += 1
-        if new and intake.matched:
+        tx.moves["source", intake.source, counted] += 1
+        if counted == "accepted":
             kept.append(intake)
-        else:
-            tx.moves["source", intake.source, "unmatched" if new else "duplicate"] += 1
-    for source, count in Counter(intake.source for intake in kept).items():
-        tx.move("source", source, accepted=count)
     ready = ready_of(tx, kept, batch.eager)
     sinks = store(tx, kept) if kept else frozenset[str]()
     move_cursors(tx.db, batch)

@@ -7,7 +7,7 @@ the next one read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -273,7 +273,9 @@ class Streams:
         old = event.time_ns < opened.start_ns
         if old:
             opened.last_old = now
-            if event.time_ns >= (wanted.after or 0) and not self._is_history(opened, event, already, now):
+            is_late = wanted.is_live and now - opened.start >= LINGER
+            replayed = event.time_ns >= (wanted.after or 0)
+            if replayed and not self._is_history(opened, event, brought_by, already=already, late=is_late):
                 return None
         elif wanted.is_live:
             self._lags[self._feed.name] = max(0, clock_ns - event.time_ns) / SECOND
@@ -290,16 +292,16 @@ class Streams:
             cursors[self.mark], self._is_marked = clock_ns, True
         return self._feed.arrival(event, cursors, sparse=old and is_sparse(event))
 
-    def _is_history(self, opened: Opened, event: Event, already: bool, now: float) -> bool:
+    def _is_history(
+        self, opened: Opened, event: Event, brought_by: Sequence[Followed], *, already: bool, late: bool
+    ) -> bool:
         """Note *event* of the replay; is it wanted?"""
-        wanted, brought_by = opened.wanted, opened.brought_by(event, self._propagates)
-        is_late = wanted.is_live and now - opened.start >= LINGER
-        self._testify(opened, event, brought_by, already or is_late)
+        self._testify(opened, event, brought_by, already or late)
         if event.time_ns < opened.skip_before:
             return False
         if brought_by and all(event.time_ns < each.floor_ns for each in brought_by):
             return False
-        if wanted.replay and not already:
+        if opened.wanted.replay and not already:
             self._recover(event, brought_by)
         return True
 
