@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 HOST = "127.0.0.1"
+BUILT = Path(__file__).parents[1] / ".cache" / "bin"  # by .ci/programs
 START_WITHIN = 10.0  # seconds; mosquitto needs 20 ms, a busy machine more
 POLL = 0.01  # seconds between two looks
 
@@ -25,11 +27,20 @@ def need(program: str, group: str = "integration") -> str:
     """The path of *program*; without it the test is skipped, or fails where CI=true promises it."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        reason = f"{group}: {program} is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        lack(f"{group}: {program} is not installed")
     return path
+
+
+def lack(reason: str) -> NoReturn:
+    """Skip the test, or fail it where CI=true promises that nothing is skipped."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def built(program: str) -> str:
+    """The path of *program* as `.ci/programs` builds it, else of the one that is installed."""
+    return str(BUILT / program) if (BUILT / program).exists() else need(program)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.servers import need
+from tests.servers import built
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "bridge"
@@ -24,12 +24,10 @@ Manifest = dict[str, Any]
 
 
 def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """One run of helm, from the checkout's own folder of programs if it is there."""
-    folder = ROOT / ".cache" / "bin"
-    program = str(folder / "helm") if (folder / "helm").exists() else need("helm")
+    """One run of helm."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HELM_")}
     return subprocess.run(
-        [program, *map(str, arguments), "--kube-version", KUBERNETES],
+        [built("helm"), *map(str, arguments), "--kube-version", KUBERNETES],
         capture_output=True,
         text=True,
         env=environ,

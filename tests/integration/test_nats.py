@@ -557,7 +557,7 @@ async def test_one_that_ended_in_order_is_not_looked_for_until_it_comes_back() -
 
 async def test_what_a_killed_server_has_kept_too_long_is_let_go_of(tmp_path: Path) -> None:
     """It may know that a delivery was acknowledged, and still have it: nobody would ever get it again."""
-    with nats_server(tmp_path) as server:
+    with nats_server(tmp_path, oldest=True) as server:
         async with replica("bridge", server=server) as outbox:
             many = batch(*(intake(f"u{n}", CRM) for n in range(300)))
             await outbox.accept(many)

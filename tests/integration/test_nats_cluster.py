@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -46,17 +46,29 @@ async def leader(outbox: JetStreamOutbox, kind: str) -> str:
     return found
 
 
+async def copied(outbox: JetStreamOutbox, kind: str) -> list[dict[str, Any]]:
+    """Who keeps the stream and its durable consumers, whose copies elect a leader of their own."""
+    link, stream = outbox._desk.link, outbox._desk.stream(kind)
+    names = (await link.api(f"CONSUMER.NAMES.{stream}"))["consumers"] or ()
+    consumers = [await link.consumer(stream, name) for name in names]
+    durable = [each for each in consumers if each["config"].get("durable_name")]
+    return [each["cluster"] for each in (await link.info(stream), *durable)]
+
+
 async def until_led(outbox: JetStreamOutbox) -> None:
-    """All copies of all streams are up to date again."""
+    """All copies of all that is kept are up to date again: the next kill is again the only loss."""
     with anyio.fail_after(ELECTED_WITHIN):
         for kind in ("events", "deliveries", "settled"):
             while True:
                 with suppress(OutboxError):
-                    cluster = (await outbox._desk.link.info(outbox._desk.stream(kind)))["cluster"]
-                    copies = cluster.get("replicas", ())
-                    if cluster.get("leader") and len(copies) == 2 and all(each["current"] for each in copies):
+                    if all(is_whole(each) for each in await copied(outbox, kind)):
                         break
                 await anyio.sleep(0.1)
+
+
+def is_whole(cluster: Mapping[str, Any]) -> bool:
+    copies = cluster.get("replicas") or ()
+    return bool(cluster.get("leader")) and len(copies) == 2 and all(each["current"] for each in copies)
 
 
 async def take_in(outbox: JetStreamOutbox, prefix: str, count: int, killed: Callable[[], None]) -> int:

@@ -22,6 +22,8 @@ KEPT = 20  # attempts, and decisions, kept of one delivery
 NANO = 1_000_000_000
 IN_USE = 10058  # err_code: there is a stream of this name with another config
 NO_CONSUMER = 10014
+COPIES_HEAL = (2, 10)  # see docs/nats.md
+OLD_COPIES = "a copy may stay behind for good when its server restarts, and the next loss stops deliveries"
 LEAST_PAYLOAD = 128 << 10  # bytes; JetStream comes with 1 MiB
 LEAST_CONSUMERS = 32  # of each stream: of the sights one a partition, and those of owners that have just died
 LEAST_ACK_PENDING = 10_000  # what is held for its next attempt must not keep others from being sent
@@ -119,11 +121,19 @@ def definitions(link: Link, windows: Windows, account: Account) -> dict[str, dic
     return made
 
 
+def check_version(link: Link) -> None:
+    """Raises StartError; warns of a server on which copies do not heal."""
+    runs = link.client.connected_server_version
+    version = f"{runs.major}.{runs.minor}.{runs.patch}"
+    if (runs.major, runs.minor) < OLDEST:
+        raise StartError(f"{link.address.shown}: runs nats-server {version}; bridge needs 2.9 or newer")
+    if link.address.replicas > 1 and (runs.major, runs.minor) < COPIES_HEAL:
+        log.warning("nats-server is old for copies: update it", version=version, why=OLD_COPIES)
+
+
 async def prepared(link: Link, windows: Windows) -> None:
     """Raises StartError that says what the server lacks or what stands in the way."""
-    version = link.client.connected_server_version
-    if (version.major, version.minor) < OLDEST:
-        raise StartError(f"{link.address.shown}: runs nats-server {version}; bridge needs 2.9 or newer")
+    check_version(link)
     try:
         account = await account_of(link)
         if lack := account.lack():
