@@ -112,7 +112,7 @@ def nats_cluster(directory: Path, size: int = 3) -> Iterator[NatsCluster]:
     program = built("nats-server")
     if b"v2.9." in subprocess.run([program, "-v"], capture_output=True, check=True).stdout:
         lack(
-            "integration: a cluster of nats-server 2.9 is not reliable (docs/nats.md); .ci/programs builds one"
+            "integration: no cluster can rely on nats-server 2.9 (docs/nats.md); .ci/programs builds another"
         )
     cluster = NatsCluster({})
     for name, port in routes.items():

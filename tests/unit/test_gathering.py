@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater
 from bridge.dispatch import Dispatcher
-from bridge.dispatch.gathering import Gathering, room
+from bridge.dispatch.gathering import READY, Gathering, room
 from bridge.event import Event
 from bridge.metrics import Metrics
 from bridge.outbox import DeadLetterFilter
@@ -227,8 +227,18 @@ async def test_a_batch_that_fails_comes_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_in_flight", "max_events", "held"), [(1, 1, 16), (64, 1, 256), (1, 100, 400), (64, 10_000, 8192)]
+    ("max_in_flight", "max_events", "ahead", "held"),
+    [
+        (1, 1, 4, 16),
+        (64, 1, 4, 256),
+        (64, 1, 16, 1024),
+        (1000, 1, 16, READY),
+        (1, 100, 4, 400),
+        (64, 10_000, 4, READY),
+    ],
 )
-def test_what_is_held_ready_is_enough_and_bounded(max_in_flight: int, max_events: int, held: int) -> None:
-    """For four rounds of all places."""
-    assert room(Bulk(BatchLimits(max_events), max_in_flight=max_in_flight)) == held
+def test_what_is_held_ready_is_enough_and_bounded(
+    max_in_flight: int, max_events: int, ahead: int, held: int
+) -> None:
+    """For as many rounds of all places as the store says."""
+    assert room(Bulk(BatchLimits(max_events), max_in_flight=max_in_flight), ahead) == held

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import OutboxError, StartError
-from bridge.outbox import Outbox
+from bridge.event import Event
+from bridge.outbox import Batch, Intake, Outbox
 from bridge.outbox.file import (
     APPLICATION_ID,
     MIGRATIONS,
@@ -28,6 +29,7 @@ from bridge.outbox.file import (
     refuse_network,
     version,
 )
+from bridge.outbox.queries import DUE_BYTES
 from bridge.outbox.sqlite import Overflow, SqliteOutbox, open_outbox, open_readonly
 from bridge.outbox.verify import verify
 from tests.contract.outboxes import CRM, NOW, Power, batch, dead, done, due, ids_due, intake
@@ -552,3 +554,23 @@ def test_the_lock_is_held_while_inside(tmp_path: Path) -> None:
         _ = 1 / 0
     with locked(path):
         pass
+
+
+async def test_what_is_read_at_once_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """A backlog of large events comes in its order, some at a time, and the rest is due."""
+    size, count = 1 << 20, 40
+    body = b'{"name":"a.b","data":"%s"}' % (b"x" * size)
+    async with store(tmp_path / "bridge.db") as outbox:
+        for n in range(count):
+            event = Event("a.b", "", 0, f"u{n:02d}", (), body)
+            await outbox.accept(Batch([Intake("eu1", event, NOW + n, True, (CRM,))]))
+        taken: dict[int, str] = {}
+        rounds = 0
+        while len(taken) < count:
+            found = await outbox.due("crm", now=NOW + count, horizon=3600.0, limit=256, taken=taken)
+            assert sum(len(each.event.body) for each in found.deliveries) <= DUE_BYTES + size + 100
+            taken |= {each.row: each.event.unique_id for each in found.deliveries}
+            rounds += 1
+            assert (found.next_due is None) == (len(taken) == count)
+        assert list(taken.values()) == [f"u{n:02d}" for n in range(count)]
+        assert rounds == 3

@@ -76,7 +76,7 @@ class Dispatcher:
         self._adaptive = adaptive
         self._running = 0
         self._freed = anyio.Event()
-        self._prefetch = room(sink)
+        self._prefetch = room(sink, outbox.read_ahead)
         self._taken: set[int] = set()
         self._more = True
         """The store may hold something that is due and not taken."""

@@ -19,10 +19,10 @@ def limits_of(sink: Sink) -> BatchLimits:
     return sink.batch_limits if isinstance(sink, BatchSink) else ALONE
 
 
-def room(sink: Sink) -> int:
-    """How many deliveries to read ahead: four for each place, as many as a place takes, but not for ever."""
-    places = 4 * sink.max_in_flight
-    return max(16, places, min(places * limits_of(sink).max_events, READY))
+def room(sink: Sink, ahead: int) -> int:
+    """How many deliveries to read ahead: *ahead* for each place, as many as a place takes, up to READY."""
+    places = ahead * sink.max_in_flight
+    return max(16, 4 * sink.max_in_flight, min(places * limits_of(sink).max_events, READY))
 
 
 class Gathering:

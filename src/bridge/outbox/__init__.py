@@ -215,6 +215,11 @@ class Waiting:
 class Outbox(Protocol):
     """Safe to call from any number of tasks at once; calls that wait together share one commit."""
 
+    @property
+    def read_ahead(self) -> int:
+        """How many deliveries to take for each place of a sink: few where others may take them."""
+        ...
+
     async def accept(self, batch: Batch) -> Accepted:
         """Store *batch*: ids, bodies, deliveries, cursors and totals, all or nothing.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -27,6 +28,7 @@ from bridge.outbox.letting_go import chosen
 from bridge.outbox.transactions import ROUTE_BITS, Total, ids
 from bridge.outbox.verify import Accounts
 
+DUE_BYTES = 16 << 20  # of bodies, after which no more is read at once
 DUE = """
 SELECT d.id, d.rule, d.attempt, d.tried_since, d.due, d.order_key,
     e.unique_id, e.source, e.received, e.body
@@ -72,14 +74,24 @@ def stored_event(unique_id: str, body: bytes) -> Event:
 def due(
     db: sqlite3.Connection, sink: str, now: float, horizon: float, limit: int, taken: Collection[int]
 ) -> Due:
-    rows = ids(taken)
-    found = db.execute(DUE.format("d.due <= ?"), (sink, now, rows, limit + 1)).fetchall()
-    if len(found) <= limit:
-        beyond = (sink, now + horizon, rows, limit + 1 - len(found))
-        found += db.execute(DUE.format("d.due > ?"), beyond).fetchall()
-    more = len(found) > limit
-    following = min(found[limit][4], now) if more else next_due(db, sink, now, taken, found)
-    return Due(tuple(_delivery(sink, *row) for row in found[:limit]), following)
+    found: list[Any] = []
+    size = 0
+    with closing(_due_rows(db, sink, now, horizon, limit, ids(taken))) as rows:
+        for row in rows:
+            if len(found) == limit or size > DUE_BYTES:
+                return Due(tuple(_delivery(sink, *each) for each in found), min(row[4], now))
+            found.append(row)
+            size += len(row[-1])
+    return Due(tuple(_delivery(sink, *each) for each in found), next_due(db, sink, now, taken, found))
+
+
+def _due_rows(
+    db: sqlite3.Connection, sink: str, now: float, horizon: float, limit: int, taken: str
+) -> Generator[Any, None, None]:
+    """One more than *limit*: what is due, then what the clock has put out of sight."""
+    for when, at in (("d.due <= ?", now), ("d.due > ?", now + horizon)):
+        with closing(db.execute(DUE.format(when), (sink, at, taken, limit + 1))) as rows:
+            yield from rows
 
 
 def next_due(

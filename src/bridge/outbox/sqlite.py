@@ -232,6 +232,9 @@ class SqliteReader:
 class SqliteOutbox(SqliteReader):
     """The `Outbox` of the running bridge."""
 
+    read_ahead = 16
+    """With 4 the slots ran dry while the next were read: a seventh less delivered from a backlog."""
+
     def __init__(
         self,
         file: File,

@@ -72,6 +72,8 @@ class Remembered(msgspec.Struct, frozen=True):
 class JetStreamOutbox:
     """One replica's outbox. *arrived* is called with the sinks for which something new may wait."""
 
+    read_ahead = 4
+
     def __init__(self, desk: Desk, windows: Windows, overflow: str, *, boot: str) -> None:
         self._desk = desk
         self._windows = windows
