@@ -16,6 +16,7 @@ import trio
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
 from bridge.dispatch import Dispatcher
+from bridge.dispatch.settling import LINGER
 from bridge.errors import OutboxError
 from bridge.event import Entity, Event
 from bridge.metrics import Metrics
@@ -581,7 +582,7 @@ async def test_a_busy_sink_commits_once_half_of_what_runs_has_ended(tmp_path: Pa
             assert outbox.sink_totals()["crm"].delivered == 4
             await anyio.sleep(0.002)
             assert outbox.sink_totals()["crm"].delivered == 6
-            await anyio.sleep(0.02)
+            await anyio.sleep(2 * LINGER)
             assert outbox.sink_totals()["crm"].delivered == 8
 
 
@@ -596,7 +597,7 @@ async def test_settlements_nobody_waits_for_share_a_commit(tmp_path: Path) -> No
                 await anyio.sleep(0.001)
             before = disk.writes
             assert outbox.sink_totals()["crm"].delivered == 0
-            await anyio.sleep(0.02)
+            await anyio.sleep(2 * LINGER)
             assert (disk.writes - before, outbox.sink_totals()["crm"].delivered) == (1, 3)
             await fill(outbox, ["4"], key="device:plant-a/meter-1")
             each.wake()

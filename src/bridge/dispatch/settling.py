@@ -14,7 +14,7 @@ from bridge.outbox import Outbox
 
 log = structlog.get_logger()
 
-LINGER = 0.01  # seconds that settlements may wait for others: a commit is a disk sync
+LINGER = 0.05  # seconds that settlements may wait for others: new events wait for each commit
 EVERYBODY = 1 << 30  # more than there are slots
 STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 
