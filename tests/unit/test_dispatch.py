@@ -16,7 +16,7 @@ import trio
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
 from bridge.dispatch import Dispatcher
-from bridge.dispatch.settling import LINGER
+from bridge.dispatch.settling import CALM, LINGER
 from bridge.errors import OutboxError
 from bridge.event import Entity, Event
 from bridge.metrics import Metrics
@@ -573,33 +573,40 @@ async def test_a_busy_sink_commits_once_half_of_what_runs_has_ended(tmp_path: Pa
     async with store(tmp_path, Disk()) as outbox:
         sink = ToldSink([OK], seconds=0.1, max_in_flight=8)
         async with running(dispatcher(sink, outbox)) as each:
+            each.hand((await fill(outbox, ["first"])).ready["crm"])
+            await anyio.sleep(CALM / 2)
             for number in range(8):
                 each.hand((await fill(outbox, [f"{number}"])).ready["crm"])
                 await anyio.sleep(0.001)
             await anyio.sleep(0.0945)
-            assert outbox.sink_totals()["crm"].delivered == 0
+            assert outbox.sink_totals()["crm"].delivered == 1
             await anyio.sleep(0.001)
-            assert outbox.sink_totals()["crm"].delivered == 4
+            assert outbox.sink_totals()["crm"].delivered == 5
             await anyio.sleep(0.002)
-            assert outbox.sink_totals()["crm"].delivered == 6
+            assert outbox.sink_totals()["crm"].delivered == 7
             await anyio.sleep(2 * LINGER)
-            assert outbox.sink_totals()["crm"].delivered == 8
+            assert outbox.sink_totals()["crm"].delivered == 9
 
 
 async def test_settlements_nobody_waits_for_share_a_commit(tmp_path: Path) -> None:
-    """One of an entity, one that failed and one of half the slots is stored at once."""
+    """The first after a calm, one of an entity, one that failed, one of half the slots is stored at once."""
     disk = Disk()
     async with store(tmp_path, disk) as outbox:
         sink = ToldSink([OK], seconds=0.0, max_in_flight=8)
         async with running(dispatcher(sink, outbox)) as each:
-            for number in range(3):
+            for round in (1, 2):
+                await anyio.sleep(CALM)
+                each.hand((await fill(outbox, [f"{round}"])).ready["crm"])
+                await anyio.sleep(0.001)
+                assert outbox.sink_totals()["crm"].delivered == round
+            for number in range(3, 6):
                 each.hand((await fill(outbox, [f"{number}"])).ready["crm"])
                 await anyio.sleep(0.001)
             before = disk.writes
-            assert outbox.sink_totals()["crm"].delivered == 0
+            assert outbox.sink_totals()["crm"].delivered == 2
             await anyio.sleep(2 * LINGER)
-            assert (disk.writes - before, outbox.sink_totals()["crm"].delivered) == (1, 3)
-            await fill(outbox, ["4"], key="device:plant-a/meter-1")
+            assert (disk.writes - before, outbox.sink_totals()["crm"].delivered) == (1, 5)
+            await fill(outbox, ["6"], key="device:plant-a/meter-1")
             each.wake()
             await anyio.sleep(0.001)
-            assert outbox.sink_totals()["crm"].delivered == 4
+            assert outbox.sink_totals()["crm"].delivered == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from bridge.outbox import Outbox
 log = structlog.get_logger()
 
 LINGER = 0.05  # seconds that settlements may wait for others: new events wait for each commit
+CALM = 1.0  # seconds without a commit after which the next one waits for nobody
 EVERYBODY = 1 << 30  # more than there are slots
 STORE_RETRY = 1.0  # seconds between tries while the disk does not take a settlement
 
@@ -38,12 +40,15 @@ class Settling:
         self._next = _Commit()
         self._asked = anyio.Event()
         self._closing = False
+        self._ended = -math.inf
+        """When the last commit ended (`anyio.current_time()`)."""
         self._scope = anyio.CancelScope(shield=True)
 
     def store(self, settlements: Sequence[Settlement], *, enough: int) -> anyio.Event:
         """What is set when they are on disk, however long that takes.
 
-        The commit begins at once if with this call as many as *enough* wait for it, else LINGER later.
+        The commit begins at once if with this call as many as *enough* wait for it, or if there was none for
+        CALM; else LINGER later.
         """
         commit = self._next
         commit.settlements.extend(settlements)
@@ -58,7 +63,8 @@ class Settling:
         with self._scope:
             while not (self._closing and not self._next.settlements):
                 await self._asked.wait()
-                if not self._next.hurried.is_set():
+                is_calm = anyio.current_time() - self._ended >= CALM
+                if not (self._next.hurried.is_set() or is_calm):
                     with anyio.move_on_after(LINGER):
                         await self._next.hurried.wait()
                 self._asked = anyio.Event()
@@ -87,4 +93,5 @@ class Settling:
         if self.failing:
             log.info("deliveries can be settled again", sink=self._sink)
         self.failing = False
+        self._ended = anyio.current_time()
         commit.done.set()
