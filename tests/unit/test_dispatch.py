@@ -16,11 +16,13 @@ import trio
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater, Route
 from bridge.dispatch import Dispatcher
+from bridge.dispatch.gathering import READY_BYTES
 from bridge.dispatch.settling import CALM, LINGER
 from bridge.errors import OutboxError
 from bridge.event import Entity, Event
 from bridge.metrics import Metrics
 from bridge.outbox import Accepted, Batch, DeadLetterFilter, Due, Intake, Outbox
+from bridge.outbox.queries import DUE_BYTES
 from bridge.outbox.sqlite import open_outbox
 from bridge.retry import RetryPolicy
 
@@ -196,6 +198,22 @@ async def test_what_is_handed_over_does_not_overtake_what_waits(tmp_path: Path) 
             await anyio.sleep(30)
             assert each.is_caught_up
         assert [unique_id for _, unique_id in sink.calls] == [*ids, "late"]
+
+
+async def test_what_is_read_ahead_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """Of a backlog of large events not all that have a place are held, and each comes in its turn."""
+    large, count = 1 << 20, 80
+    async with store(tmp_path, Disk()) as outbox:
+        ids = [f"{number:02}" for number in range(count)]
+        for unique_id in ids:
+            await fill(outbox, [unique_id], name="a" * large)
+        sink = ToldSink([OK], seconds=1.0, max_in_flight=16)
+        async with running(dispatcher(sink, outbox)) as each:
+            for _ in range(count // 16):
+                await anyio.sleep(1)
+                assert each._gathering.bytes <= READY_BYTES + DUE_BYTES + 2 * large
+            await anyio.sleep(5)
+        assert [unique_id for _, unique_id in sink.calls] == ids
 
 
 async def test_what_is_handed_over_does_not_go_past_a_pause(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.delivery import Delivered, Delivery, Failure, Outcome, Pause, Rejected, RetryLater
 from bridge.dispatch import Dispatcher
-from bridge.dispatch.gathering import READY, Gathering, room
+from bridge.dispatch.gathering import READY, READY_BYTES, Gathering, room
 from bridge.event import Event
 from bridge.metrics import Metrics
 from bridge.outbox import DeadLetterFilter
@@ -78,6 +78,15 @@ async def test_a_batch_ends_where_its_bytes_do() -> None:
     gathering.put(delivery(n, size) for n, size in enumerate([40, 40, 40, 500, 10, 95]))
     began = trio.current_time()
     assert [rows(await gathering.take()) for _ in range(4)] == [[0, 1], [2], [3], [4]]
+    assert trio.current_time() == began
+
+
+async def test_a_batch_may_be_larger_than_what_is_held() -> None:
+    """Then it ends there: nothing more is read, and waiting for it would take all its time."""
+    gathering = Gathering(BatchLimits(10, 60.0, 3 * READY_BYTES))
+    gathering.put([delivery(1, READY_BYTES - 1), delivery(2, 1)])
+    began = trio.current_time()
+    assert rows(await gathering.take()) == [1, 2]
     assert trio.current_time() == began
 
 

@@ -24,7 +24,7 @@ from bridge.delivery import (
     Settlement,
 )
 from bridge.dispatch.concurrency import Concurrency
-from bridge.dispatch.gathering import READY, READY_BYTES, Gathering, limits_of, room
+from bridge.dispatch.gathering import READY, Gathering, limits_of, room
 from bridge.dispatch.pausing import Pausing
 from bridge.dispatch.settling import EVERYBODY, STORE_RETRY, Settling
 from bridge.dispatch.telling import Telling
@@ -102,8 +102,7 @@ class Dispatcher:
         """Has all that is due in the store been taken, and is there room for more?"""
         if self._more or self._reading or self.pause or self._settling.failing:
             return False
-        has_room = len(self._taken) < READY and self._gathering.bytes < READY_BYTES
-        return has_room and self._next_due > self._now()
+        return len(self._taken) < READY and self._gathering.is_light and self._next_due > self._now()
 
     def hand(self, deliveries: Sequence[Delivery]) -> None:
         """All that was stored just now: taken as it is if nothing older waits, else read in its turn."""
@@ -168,7 +167,7 @@ class Dispatcher:
                 self._gathering.put(await self._fetch(self._prefetch - len(self._taken)))
 
     def _has_room(self) -> bool:
-        return len(self._taken) <= self._prefetch // 2
+        return len(self._taken) <= self._prefetch // 2 and self._gathering.is_light
 
     def _is_due(self) -> bool:
         return self._more or self._next_due <= self._now()

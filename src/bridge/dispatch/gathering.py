@@ -12,7 +12,7 @@ from bridge.sinks import BatchLimits, BatchSink, Sink
 
 ALONE = BatchLimits()
 READY = 8192  # deliveries held ready for a sink at most
-READY_BYTES = 16 << 20  # of their bodies at most, unless they are read
+READY_BYTES = 16 << 20  # of their bodies, after which no more are taken or read
 
 
 def limits_of(sink: Sink) -> BatchLimits:
@@ -21,8 +21,7 @@ def limits_of(sink: Sink) -> BatchLimits:
 
 def room(sink: Sink, ahead: int) -> int:
     """How many deliveries to read ahead: *ahead* for each place, as many as a place takes, up to READY."""
-    places = ahead * sink.max_in_flight
-    return max(16, 4 * sink.max_in_flight, min(places * limits_of(sink).max_events, READY))
+    return max(16, min(ahead * sink.max_in_flight * limits_of(sink).max_events, READY))
 
 
 class Gathering:
@@ -40,6 +39,11 @@ class Gathering:
         self._came = anyio.Event()
         self._closed = False
         self._turn = anyio.Lock(fast_acquire=True)
+
+    @property
+    def is_light(self) -> bool:
+        """May more bodies be held in memory?"""
+        return self.bytes < READY_BYTES
 
     def put(self, deliveries: Iterable[Delivery]) -> None:
         for each in deliveries:
@@ -80,7 +84,12 @@ class Gathering:
         return len(self._ready) > than
 
     def _is_full(self) -> bool:
-        return self._fitting() == self._limits.max_events or self._fitting() < len(self._ready)
+        """Would waiting add nothing to the next batch?"""
+        return (
+            not self.is_light
+            or self._fitting() == self._limits.max_events
+            or self._fitting() < len(self._ready)
+        )
 
     def _fitting(self) -> int:
         """How many of those that are ready make the next batch: at least one, if there is one."""

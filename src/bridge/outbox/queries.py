@@ -79,10 +79,13 @@ def due(
     with closing(_due_rows(db, sink, now, horizon, limit, ids(taken))) as rows:
         for row in rows:
             if len(found) == limit or size > DUE_BYTES:
-                return Due(tuple(_delivery(sink, *each) for each in found), min(row[4], now))
+                following: float | None = min(row[4], now)
+                break
             found.append(row)
             size += len(row[-1])
-    return Due(tuple(_delivery(sink, *each) for each in found), next_due(db, sink, now, taken, found))
+        else:
+            following = next_due(db, sink, now, taken, found)
+    return Due(tuple(_delivery(sink, *row) for row in found), following)
 
 
 def _due_rows(

@@ -233,7 +233,7 @@ class SqliteOutbox(SqliteReader):
     """The `Outbox` of the running bridge."""
 
     read_ahead = 16
-    """With 4 the slots ran dry while the next were read: a seventh less delivered from a backlog."""
+    """With 4 the slots ran dry while the next were read: a tenth less delivered from a backlog."""
 
     def __init__(
         self,
